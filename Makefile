@@ -1,0 +1,61 @@
+# Every target does its own set-up: it needs Python 3.11 (3.10 to 3.12 will do), pip and gcc.
+#
+#   make test        lint, types, the fast tests and the doctests
+#   make test-slow   the slow tests
+#   make demo        watch induction heads form; make demo TEXT=path takes any other text file
+#   make report      write the report of a run again; RUN=path names its folder
+#   make bench       ours beside the peers, as ratios
+#   make docs        API pages in build/docs
+#   make clean       remove the environment and what was built
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+RUN ?= runs/demo/mi
+BIN := $(VENV)/bin
+DEFINITION := setup.cfg pyproject.toml constraints.txt
+
+# An editable install from the pinned versions, with the extras that the target's name lists.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: test test-slow lint types demo report bench docs clean
+.DELETE_ON_ERROR:
+
+test: lint types
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed-test
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+types: $(VENV)/.installed-test
+	$(BIN)/python -m mypy
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/python demos/induction_real_text.py $(if $(TEXT),--text "$(TEXT)")
+
+report: $(VENV)/.installed-demo
+	$(BIN)/lightning-mi report $(RUN)
+
+bench: $(VENV)/.installed-bench
+	for file in benchmarks/[!_]*.py; do $(BIN)/python $$file || exit 1; done
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m pdoc --docformat google --output-directory build/docs lightning_mi
+
+# Some distributions ship Python without ensurepip; the outer pip can fill a bare environment.
+$(BIN)/python:
+	@echo "Making an environment in $(VENV)"
+	$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV) \
+	  && $(PYTHON) -m venv --without-pip $(VENV) \
+	  && $(PYTHON) -m pip --python $(VENV)/bin/python install --quiet pip; }
+
+$(VENV)/.installed-%: $(DEFINITION) | $(BIN)/python
+	@echo "Installing lightning-mi[$*] into $(VENV): some minutes the first time"
+	$(INSTALL) -e '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist lightning_mi.egg-info
