@@ -1,0 +1,76 @@
+"""See why a model does what it does, and when it learned to.
+
+Measurements of saliency, integrated gradients, influence and attention heads that run unchanged
+during training (``lightning_mi.callbacks``), over saved checkpoints (`sweep`) and in a notebook
+(`measure`).
+"""
+
+from __future__ import annotations
+
+from .errors import (
+    ArgumentError,
+    LightningMIError,
+    ModelError,
+    NoAttentionError,
+    RunError,
+    TapError,
+)
+from .isolation import untouched
+from .measurement import Behavior, Context, IndexedData, Measurement, measure
+from .nodes import MLP, Embedding, Head, Logits, Neuron, Reader, parse
+from .record import Panel, Reading, Record
+from .target import (
+    Logit,
+    LogitDifference,
+    LogProbability,
+    Loss,
+    Margin,
+    Target,
+    as_target,
+)
+from .task import Classification, NextToken, Regression, Task, infer_task
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    # what a measurement returns and what is kept of it
+    "Panel",
+    "Reading",
+    "Record",
+    # what only the user knows
+    "Task",
+    "Classification",
+    "NextToken",
+    "Regression",
+    "infer_task",
+    # what a question is asked about
+    "Target",
+    "Logit",
+    "LogitDifference",
+    "LogProbability",
+    "Margin",
+    "Loss",
+    "as_target",
+    "Behavior",
+    # measuring
+    "Measurement",
+    "Context",
+    "IndexedData",
+    "measure",
+    "untouched",
+    # names of the parts of a model
+    "Embedding",
+    "Head",
+    "Logits",
+    "MLP",
+    "Neuron",
+    "Reader",
+    "parse",
+    # errors
+    "LightningMIError",
+    "ArgumentError",
+    "ModelError",
+    "NoAttentionError",
+    "RunError",
+    "TapError",
+]

@@ -1,0 +1,186 @@
+"""Measuring without leaving a trace: `untouched`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import ModelError
+
+__all__ = ["frozen", "unwrapped", "untouched"]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside compilation and data-parallel wrappers.
+
+    A hook that is added to a compiled module after compilation never fires, without an error, so
+    everything here works on the module inside.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The innermost module; its parameters are the same objects.
+    """
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, nn.DataParallel | nn.parallel.DistributedDataParallel
+        ):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[nn.Module]:
+    """Do anything with a model except changing its weights, and leave it exactly as it was.
+
+    Inside, the model is in evaluation mode, gradients can be taken (also within
+    ``torch.inference_mode`` and ``torch.no_grad``), autocast is off, compiled code runs eagerly
+    and the global random generators start from a fixed seed. Afterwards every submodule has its
+    own train/eval flag again, and every parameter its ``requires_grad`` and its ``.grad``, every
+    buffer its value, and the generators of python, numpy and torch continue where they were.
+
+    Tensors that were made in inference mode must be cloned inside before a gradient is taken.
+
+    Args:
+        model: The user's model, wrapped or not.
+
+    Yields:
+        The module inside any wrapper.
+
+    Raises:
+        ModelError: If a parameter was changed inside: that cannot be undone.
+
+    Example:
+        >>> model = nn.Dropout(0.5)
+        >>> with untouched(model) as quiet:
+        ...     quiet.training
+        False
+        >>> model.training
+        True
+    """
+    plain = unwrapped(model)
+    versions = [(name, p, p._version) for name, p in plain.named_parameters() if not p.is_inference()]
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_generators(plain))
+        for kind in {"cpu", *(p.device.type for p in plain.parameters())}:
+            if torch.amp.is_autocast_available(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if _is_compiled(plain) or plain is not model:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if any(isinstance(m, nn.RNNBase) for m in plain.modules()):
+            # cuDNN refuses the backward pass of a recurrent network in evaluation mode.
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        stack.enter_context(_evaluating(plain))
+        stack.enter_context(_same_gradients(plain))
+        stack.enter_context(_same_buffers(plain))
+        yield plain
+    changed = [name for name, p, version in versions if p._version != version]
+    if changed:
+        raise ModelError(
+            f"model: expected unchanged weights after a measurement, got changes in {changed[:3]}. "
+            "Measure on a copy of the model if the measurement has to change it."
+        )
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Switch gradients of all parameters off for the while, to save their memory and time.
+
+    Args:
+        model: Any module.
+
+    Yields:
+        Nothing.
+    """
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        for p, _ in flags:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p, flag in flags:
+            p.requires_grad_(flag)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    # Flags are set one by one: model.train() would unfreeze a layer that the user keeps in eval.
+    flags = [(m, m.training) for m in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = False
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextmanager
+def _same_gradients(model: nn.Module) -> Iterator[None]:
+    # Half-accumulated gradients are put aside, so that even a stray backward() cannot reach them.
+    kept = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    try:
+        for p, _, _ in kept:
+            p.grad = None
+        yield
+    finally:
+        for p, flag, grad in kept:
+            p.requires_grad_(flag)
+            p.grad = grad
+
+
+@contextmanager
+def _same_buffers(model: nn.Module) -> Iterator[None]:
+    kept: list[tuple[dict[str, Any], str, Tensor, Tensor, int | None]] = []
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                copy = buffer.detach().clone()
+                kept.append((module._buffers, name, buffer, copy, _version(buffer)))
+    try:
+        yield
+    finally:
+        for owner, name, buffer, copy, version in kept:
+            owner[name] = buffer
+            if version is None or _version(buffer) != version:
+                with torch.no_grad():
+                    buffer.copy_(copy)
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+@contextmanager
+def _generators(model: nn.Module) -> Iterator[None]:
+    python, legacy = random.getstate(), np.random.get_state()
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices=devices):
+            random.seed(0)
+            np.random.seed(0)
+            torch.manual_seed(0)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return any(
+        getattr(m, "_orig_mod", None) is not None
+        or getattr(m, "_compiled_call_impl", None) is not None
+        for m in model.modules()
+    )

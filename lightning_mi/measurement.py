@@ -1,0 +1,391 @@
+"""What to measure at one state of the model: `Measurement`, its `Context`, and `measure`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from .batch import fingerprint, main_input
+from .errors import ArgumentError
+from .isolation import untouched
+from .record import Reading, Record
+from .target import Target, TargetLike, as_target
+from .task import Task, infer_task
+
+__all__ = ["Behavior", "Context", "IndexedData", "Measurement", "describe", "measure"]
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Measurement(Protocol):
+    """A pure description of what to measure at one state of a model.
+
+    Usually a frozen dataclass. It never knows when it runs, where the result goes, or how it is
+    drawn, so the same object serves during training, over checkpoints and in a notebook. It runs
+    inside `untouched`: in evaluation mode, with gradients available, on one device.
+    """
+
+    @property
+    def name(self) -> str:
+        """First part of the names of its records; two of one name cannot share a run."""
+
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
+        """Measure.
+
+        Args:
+            model: The user's model.
+            context: Batch, task, moment and shared results.
+
+        Returns:
+            Short names to panels.
+        """
+
+
+class IndexedData:
+    """Training examples addressed by dataset index, whatever the loader's order.
+
+    Args:
+        dataset: A map-style dataset.
+        collate: Makes a batch of a list of examples; None takes torch's default.
+
+    Raises:
+        ArgumentError: If the dataset cannot be indexed.
+
+    Example:
+        >>> data = IndexedData(torch.utils.data.TensorDataset(torch.arange(4.0)))
+        >>> data.batch([2, 0])
+        [tensor([2., 0.])]
+    """
+
+    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any] | None = None) -> None:
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise ArgumentError.of(
+                "dataset",
+                expected="a map-style dataset with __getitem__ and __len__",
+                got=f"a {type(dataset).__name__}",
+                do="Influence names training examples by index, which a stream does not have.",
+            )
+        self.dataset = dataset
+        self.collate = collate or torch.utils.data.default_collate
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.dataset)
+
+    def batch(self, indices: Sequence[int]) -> Any:
+        """Return the examples as one batch.
+
+        Args:
+            indices: Dataset indices.
+
+        Returns:
+            The collated batch, on the CPU.
+        """
+        return self.collate([self.dataset[int(i)] for i in indices])
+
+    def describe(self, index: int) -> str:
+        """Return the dataset's own words about an example, if it has a ``describe`` method.
+
+        Args:
+            index: Dataset index.
+
+        Returns:
+            The words, or ``train[index]``.
+        """
+        own = getattr(self.dataset, "describe", None)
+        return str(own(index)) if callable(own) else f"train[{index:,}]"
+
+
+@dataclass(eq=False)
+class Behavior:
+    """Something that the model does: clean prompts, corrupted ones, and the scalar that shows it.
+
+    Args:
+        clean: Batch on which the model does it.
+        corrupted: Batch of the same shape on which it cannot.
+        target: What is compared.
+        name: How it is called in the report.
+        positions: Positions of interest by name, each an int for all examples or one for each.
+    """
+
+    clean: Any
+    corrupted: Any
+    target: TargetLike = None
+    name: str = "behavior"
+    positions: Mapping[str, int | Sequence[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that the two batches can be compared position by position."""
+        clean, corrupted = main_input(self.clean), main_input(self.corrupted)
+        if clean.shape != corrupted.shape:
+            raise ArgumentError.of(
+                "corrupted",
+                expected=f"the shape of the clean inputs, {tuple(clean.shape)}",
+                got=tuple(corrupted.shape),
+                do="Clean and corrupted prompts must have equal length.",
+            )
+
+
+class Context:
+    """What a measurement is handed.
+
+    Args:
+        model: The model that is measured; used to infer the task where none is given.
+        batch: The measured batch, on the model's device.
+        task: The user's task; None is inferred when it is first asked for.
+        step: Optimizer steps taken.
+        epoch: Epochs done.
+        samples: Training examples seen, None where unknown.
+        tokens: Training tokens seen, None where unknown.
+        dataset: The training examples by index.
+        learning_rates: Learning rate in force at the last step, by parameter name.
+        decode: Token ids to one piece of text each.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: Any = None,
+        task: Task | None = None,
+        *,
+        step: int = 0,
+        epoch: int = 0,
+        samples: int | None = None,
+        tokens: int | None = None,
+        dataset: IndexedData | None = None,
+        learning_rates: Mapping[str, float] | None = None,
+        decode: Callable[[Sequence[int]], list[str]] | None = None,
+    ) -> None:
+        self.step, self.epoch = step, epoch
+        self.samples, self.tokens = samples, tokens
+        self.dataset = dataset
+        self.learning_rates = dict(learning_rates or {})
+        self.decode = decode
+        self._model, self._batch, self._task = model, batch, task
+        self._memo: dict[Hashable, Any] = {}
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether a batch was given."""
+        return self._batch is not None
+
+    @property
+    def batch(self) -> Any:
+        """The measured batch.
+
+        Raises:
+            ArgumentError: If none was given.
+        """
+        if self._batch is None:
+            raise ArgumentError.of(
+                "batch",
+                expected="a batch to measure on",
+                got="none",
+                do="Pass batch=(inputs, labels) or whatever the model's own loader delivers.",
+            )
+        return self._batch
+
+    @property
+    def task(self) -> Task:
+        """The user's task, or the one inferred from the batch and one forward pass."""
+        if self._task is None:
+            self._task = infer_task(self._model, self.batch)
+        return self._task
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model's first parameter."""
+        return next((p.device for p in self._model.parameters()), torch.device("cpu"))
+
+    def shared(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return what was computed under this key in this firing, computing it the first time.
+
+        Args:
+            key: Names the result among all measurements; start it with the name of your module.
+            compute: Called at most once.
+
+        Returns:
+            The result. Do not change it: others read it too.
+        """
+        if key not in self._memo:
+            self._memo[key] = compute()
+        result: T = self._memo[key]
+        return result
+
+    def outputs(self, model: nn.Module) -> Tensor:
+        """Return the model's outputs on the batch, without gradients, computed once a firing.
+
+        Args:
+            model: The model.
+
+        Returns:
+            What the task's ``outputs`` returns.
+        """
+
+        def run() -> Tensor:
+            with torch.no_grad():
+                return self.task.outputs(model, self.batch)
+
+        return self.shared("outputs", run)
+
+    def target(self, target: TargetLike = None) -> Target:
+        """Return a target that knows this context's task.
+
+        Args:
+            target: Anything that `as_target` accepts.
+
+        Returns:
+            The target.
+        """
+        return as_target(target, self.task)
+
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        """Return one piece of text for each token id, or the ids themselves as text.
+
+        Args:
+            ids: Token ids.
+
+        Returns:
+            As many texts.
+        """
+        if self.decode is None:
+            return [str(int(i)) for i in ids]
+        return self.decode([int(i) for i in ids])
+
+
+def measure(
+    model: nn.Module,
+    measurements: Measurement | Sequence[Measurement],
+    *,
+    batch: Any = None,
+    task: Task | None = None,
+    step: int = 0,
+    context: Context | None = None,
+    source: str = "live",
+    weights: str = "current",
+) -> list[Record]:
+    """Take measurements at one state of a model, leaving it exactly as it was.
+
+    Args:
+        model: The user's model, in any mode, on any device.
+        measurements: What to measure. They share forward passes.
+        batch: What to measure on, on the model's device.
+        task: How the batch becomes outputs and losses; None is inferred.
+        step: Written into the records.
+        context: Replaces ``batch``, ``task`` and ``step`` where more is known.
+        source: Written into the records.
+        weights: Written into the records.
+
+    Returns:
+        One record for each panel.
+
+    Raises:
+        ArgumentError: If two measurements have one name, or batch and model are on two devices.
+
+    Example:
+        >>> from lightning_mi.attribution import Saliency
+        >>> model = nn.Linear(2, 3)
+        >>> records = measure(model, Saliency(), batch=(torch.ones(1, 2), torch.tensor([0])))
+        >>> records[0].name
+        'saliency/values'
+    """
+    chosen = [measurements] if isinstance(measurements, Measurement) else list(measurements)
+    check_names(chosen)
+    with untouched(model) as plain:
+        if context is None:
+            context = Context(plain, batch, task, step=step)
+        if context.has_batch:
+            _check_device(plain, context.batch)
+        readings = [(m, m(plain, context)) for m in chosen]
+    return [
+        Record(
+            name=f"{m.name}/{what}",
+            panel=panel,
+            step=context.step,
+            epoch=context.epoch,
+            samples=context.samples,
+            tokens=context.tokens,
+            weights=weights,
+            source=source,
+            made_by=describe(m),
+        )
+        for m, reading in readings
+        for what, panel in reading.items()
+    ]
+
+
+def check_names(measurements: Iterable[Measurement]) -> None:
+    """Refuse two measurements of one name.
+
+    Args:
+        measurements: What is to share a run.
+
+    Raises:
+        ArgumentError: If two have one name.
+    """
+    seen: set[str] = set()
+    for m in measurements:
+        if m.name in seen or "/" in m.name:
+            raise ArgumentError.of(
+                "measurements",
+                expected="a distinct name without a slash for each",
+                got=f"{m.name!r}" + (" twice" if m.name in seen else ""),
+                do=f"Pass {type(m).__name__}(name='…').",
+            )
+        seen.add(m.name)
+
+
+def describe(thing: Any) -> Any:
+    """Return a recipe as JSON: class path and arguments, the form that a YAML file would have.
+
+    Args:
+        thing: A measurement, or anything that may stand in one.
+
+    Returns:
+        Plain JSON; tensors and datasets by fingerprint, functions by name, never an address.
+
+    Example:
+        >>> describe(torch.ones(2))["shape"]
+        [2]
+    """
+    if thing is None or isinstance(thing, bool | int | float | str):
+        return thing
+    if isinstance(thing, Tensor):
+        return {"tensor": fingerprint(thing), "shape": list(thing.shape), "dtype": str(thing.dtype)}
+    if isinstance(thing, Mapping):
+        return {str(k): describe(v) for k, v in thing.items()}
+    if isinstance(thing, list | tuple | range | set | frozenset):
+        return [describe(v) for v in thing]
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        arguments = {f.name: describe(getattr(thing, f.name)) for f in dataclasses.fields(thing)}
+        init = {f.name for f in dataclasses.fields(thing) if f.init}
+        return {
+            "class_path": _path(type(thing)),
+            "init_args": {k: v for k, v in arguments.items() if k in init and v is not None},
+        }
+    if callable(thing) and hasattr(thing, "__qualname__"):
+        return {"function": _path(thing)}
+    size = {"length": len(thing)} if hasattr(thing, "__len__") else {}
+    return {"class_path": _path(type(thing)), **size}
+
+
+def _path(thing: Any) -> str:
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def _check_device(model: nn.Module, batch: Any) -> None:
+    inputs = main_input(batch)
+    home = next((p.device for p in model.parameters()), inputs.device)
+    if inputs.device != home:
+        raise ArgumentError.of(
+            "batch",
+            expected=f"tensors on the model's device, {home}",
+            got=str(inputs.device),
+            do="Move the batch; the monitors do so by themselves.",
+        )

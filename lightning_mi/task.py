@@ -1,0 +1,467 @@
+"""What only the user knows: `Task` says how a batch becomes outputs and a loss for each example."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .batch import (
+    LABEL_KEYS,
+    attention_mask_of,
+    batch_size,
+    input_key,
+    labels_of,
+    main_input,
+    with_main_input,
+)
+from .errors import ArgumentError, ModelError
+from .isolation import untouched
+
+__all__ = ["Classification", "NextToken", "Regression", "Task", "infer_task"]
+
+IGNORED = -100
+"""Label of a position or example that has none (torch's own convention)."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Inputs from a batch, outputs from the model, an unreduced loss on outputs.
+
+    Derive from it and override what differs; `Classification`, `NextToken` and `Regression` cover
+    most cases.
+
+    Args:
+        module: Dotted name of the submodule that maps inputs to outputs, where the model itself
+            has no ``forward`` (a LightningModule whose ``training_step`` calls ``self.net``).
+    """
+
+    module: str | None = None
+
+    def inputs(self, batch: Any) -> Tensor:
+        """Return the tensor that explanations are about.
+
+        Args:
+            batch: The user's batch.
+
+        Returns:
+            Float features or token ids, examples first.
+        """
+        return main_input(batch)
+
+    def with_inputs(self, batch: Any, inputs: Tensor) -> Any:
+        """Return the batch with other inputs in place of its own.
+
+        Args:
+            batch: The user's batch.
+            inputs: The new inputs.
+
+        Returns:
+            A new batch.
+        """
+        return with_main_input(batch, inputs)
+
+    def outputs(self, model: nn.Module, batch: Any) -> Tensor:
+        """Run the model.
+
+        Args:
+            model: The user's model.
+            batch: The user's batch.
+
+        Returns:
+            Logits or predictions, examples first.
+        """
+        return run_model(self.network(model), batch)
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """Return the module that is called: the model, or its submodule ``module``.
+
+        Args:
+            model: The user's model.
+
+        Returns:
+            The module.
+
+        Raises:
+            ArgumentError: If the model has no such submodule.
+        """
+        if self.module is None:
+            return model
+        try:
+            return model.get_submodule(self.module)
+        except AttributeError:
+            raise ArgumentError.of(
+                "module",
+                expected=f"one of {[n for n, _ in model.named_children()]}",
+                got=repr(self.module),
+                do="Name the submodule that maps inputs to outputs.",
+            ) from None
+
+    def labels(self, batch: Any) -> Tensor | None:
+        """Return what the outputs should have been, or None.
+
+        Args:
+            batch: The user's batch.
+
+        Returns:
+            Labels, examples first.
+        """
+        return labels_of(batch)
+
+    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Return the loss of each example, not reduced over examples.
+
+        Args:
+            outputs: What `outputs` returned.
+            batch: The batch it was computed from.
+
+        Returns:
+            Shape ``[example]``.
+
+        Raises:
+            NotImplementedError: In this base class, which knows no loss.
+        """
+        raise NotImplementedError("Derive from Task and define loss(outputs, batch) -> [example].")
+
+    def required_labels(self, batch: Any) -> Tensor:
+        """Return the labels, or say what is missing.
+
+        Args:
+            batch: The user's batch.
+
+        Returns:
+            Labels, examples first.
+
+        Raises:
+            ArgumentError: If the batch has none.
+        """
+        labels = self.labels(batch)
+        if labels is None:
+            raise ArgumentError.of(
+                "batch",
+                expected="labels beside the inputs",
+                got="inputs alone",
+                do="Pass (inputs, labels), or choose a target that needs no label.",
+            )
+        return labels
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """One class for each example; the loss is the cross-entropy in nats.
+
+    Outputs ``[example, class]`` are logits (log-probabilities give the same loss); one output for
+    each example is the logit of class 1 against class 0.
+    """
+
+    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Return −log p(label).
+
+        Args:
+            outputs: Logits ``[example, class]``, ``[example, 1]`` or ``[example]``.
+            batch: The batch, with labels.
+
+        Returns:
+            Shape ``[example]``, nats.
+        """
+        labels = self.required_labels(batch)
+        if outputs.ndim == 1 or outputs.shape[-1] == 1:
+            logit = outputs.reshape(len(outputs))
+            target = labels.reshape(len(outputs)).to(logit.dtype)
+            return F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+        return F.cross_entropy(outputs, labels.reshape(len(outputs)).long(), reduction="none")
+
+
+@dataclass(frozen=True)
+class Regression(Task):
+    """A number or vector for each example; the loss is the mean squared error over its entries."""
+
+    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Return mean((output − label)²) over the entries of each example.
+
+        Args:
+            outputs: Shape ``[example, …]``.
+            batch: The batch, with labels.
+
+        Returns:
+            Shape ``[example]``, squared units of the label.
+        """
+        labels = self.required_labels(batch).reshape(outputs.shape).to(outputs.dtype)
+        return (outputs - labels).square().reshape(len(outputs), -1).mean(1)
+
+
+@dataclass(frozen=True)
+class NextToken(Task):
+    """The next token at every position; the loss of an example is the mean over its known tokens.
+
+    Labels are aligned with the outputs: ``labels[b, t]`` is the token that position t should
+    predict, −100 where none is known. They come from the ids themselves; from ``labels`` of a
+    dictionary (Hugging Face's convention: not shifted); or from the second entry of a tuple
+    (shifted already, unless it equals the ids).
+
+    Args:
+        module: As in `Task`.
+        drop_last_input: The batch holds one token more than the model reads: the model sees all
+            but the last, whose prediction is then known at every position.
+    """
+
+    drop_last_input: bool = False
+
+    def inputs(self, batch: Any) -> Tensor:
+        """Return the ids that the model reads.
+
+        Args:
+            batch: The user's batch.
+
+        Returns:
+            Token ids ``[example, position]``.
+        """
+        ids = main_input(batch)
+        return ids[:, :-1] if self.drop_last_input else ids
+
+    def outputs(self, model: nn.Module, batch: Any) -> Tensor:
+        """Run the model on the ids.
+
+        Args:
+            model: The user's model.
+            batch: The user's batch.
+
+        Returns:
+            Logits ``[example, position, token]``.
+        """
+        if self.drop_last_input:
+            batch = with_main_input(batch, self.inputs(batch))
+        return run_model(self.network(model), batch)
+
+    def with_inputs(self, batch: Any, inputs: Tensor) -> Any:
+        """Return the batch with other ids in place of those the model reads.
+
+        Args:
+            batch: The user's batch.
+            inputs: The new ids.
+
+        Returns:
+            A new batch; a last token that the model does not read stays as it is.
+        """
+        if self.drop_last_input:
+            inputs = torch.cat([inputs, main_input(batch)[:, -1:]], 1)
+        return with_main_input(batch, inputs)
+
+    def labels(self, batch: Any) -> Tensor:
+        """Return the token that every position should predict.
+
+        Args:
+            batch: The user's batch.
+
+        Returns:
+            Shape ``[example, position]``, −100 where none is known.
+        """
+        ids, given = main_input(batch), labels_of(batch)
+        if given is None or given.shape != ids.shape:
+            labels = _next(ids)
+        elif isinstance(batch, Mapping) or _is_same(ids, given):
+            labels = _next(given)
+        else:
+            labels = given
+        labels = labels[:, :-1] if self.drop_last_input else labels
+        return _without_pads(labels.long(), attention_mask_of(batch))
+
+    def token_losses(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Return −log p(next token) at every position.
+
+        Args:
+            outputs: Logits ``[example, position, token]``.
+            batch: The batch.
+
+        Returns:
+            Shape ``[example, position]``, nats, 0 where no label is known.
+        """
+        labels = self.labels(batch)
+        return F.cross_entropy(
+            outputs.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+        )
+
+    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Return the mean of `token_losses` over the positions of each example that have a label.
+
+        Args:
+            outputs: Logits ``[example, position, token]``.
+            batch: The batch.
+
+        Returns:
+            Shape ``[example]``, nats a token.
+        """
+        known = (self.labels(batch) != IGNORED).sum(1).clamp(min=1)
+        return self.token_losses(outputs, batch).sum(1) / known
+
+
+def run_model(network: nn.Module, batch: Any) -> Tensor:
+    """Call a network as its own ``forward`` wants to be called, and return its output tensor.
+
+    Labels are never passed, caches are switched off, and position ids are built for left-padded
+    batches where the network takes them (their absence shifts every position without an error).
+
+    Args:
+        network: Any module.
+        batch: Any batch.
+
+    Returns:
+        The logits of an output object, else its first floating-point tensor.
+
+    Raises:
+        ModelError: If the output holds no tensor.
+    """
+    names = _parameters(network)
+    options: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
+    if isinstance(batch, Mapping):
+        taken = {k: v for k, v in batch.items() if k in names and k not in LABEL_KEYS}
+        if taken:
+            return _tensor(network(**_with_positions(taken, names), **options))
+        wants_whole = len(names) == 1 and input_key(batch) is None
+        return _tensor(network(batch if wants_whole else main_input(batch), **options))
+    if isinstance(batch, Sequence) and len(batch) > 2:
+        return _tensor(network(*batch[:-1], **options))
+    return _tensor(network(main_input(batch), **options))
+
+
+def infer_task(model: nn.Module, batch: Any) -> Task:
+    """Find the task from a batch and one forward pass.
+
+    Integer ids and outputs ``[example, position, token]`` mean next token; integer labels, one
+    for each example, mean classification; floating-point labels mean regression.
+
+    Args:
+        model: The user's model.
+        batch: The user's batch, on the model's device.
+
+    Returns:
+        The task.
+
+    Raises:
+        ArgumentError: If what was seen fits none of them; the message names it.
+        ModelError: If the model cannot be called.
+    """
+    module = _callable_module(model)
+    inputs, labels = main_input(batch), labels_of(batch)
+    with untouched(model) as plain, torch.no_grad():
+        outputs, dropped = _first_outputs(plain, batch, module)
+    is_ids = not inputs.is_floating_point()
+    if is_ids and inputs.ndim == 2 and outputs.ndim == 3:
+        return NextToken(module, drop_last_input=dropped)
+    per_example = labels is not None and labels.numel() == batch_size(batch)
+    if labels is not None and not labels.is_floating_point() and per_example:
+        return Classification(module)
+    if labels is not None and labels.is_floating_point() and labels.numel() == outputs.numel():
+        return Regression(module)
+    seen = f"inputs {_shape(inputs)}, outputs {_shape(outputs)}, labels {_shape(labels)}"
+    raise ArgumentError.of(
+        "task",
+        expected="ids and outputs [example, position, token], or labels that fit the outputs",
+        got=seen,
+        do="Pass task=Classification(), NextToken(), Regression() or your own Task.",
+    )
+
+
+def _first_outputs(model: nn.Module, batch: Any, module: str | None) -> tuple[Tensor, bool]:
+    try:
+        return Task(module).outputs(model, batch), False
+    except (IndexError, RuntimeError, ValueError) as error:
+        ids = main_input(batch)
+        if ids.is_floating_point() or ids.ndim != 2 or ids.shape[1] < 2:
+            raise ModelError(_cannot_call(model, batch, error)) from error
+        try:  # Windows of one token more than the model reads are usual in language modelling.
+            return NextToken(module, drop_last_input=True).outputs(model, batch), True
+        except (IndexError, RuntimeError, ValueError):
+            raise ModelError(_cannot_call(model, batch, error)) from error
+    except (TypeError, NotImplementedError) as error:
+        raise ModelError(_cannot_call(model, batch, error)) from error
+
+
+def _cannot_call(model: nn.Module, batch: Any, error: Exception) -> str:
+    return (
+        f"task: expected {type(model).__name__} to run on a batch whose input is "
+        f"{_shape(main_input(batch))}, got {type(error).__name__}: {error}. "
+        "Pass a Task whose outputs(model, batch) calls the model."
+    )
+
+
+def _callable_module(model: nn.Module) -> str | None:
+    """Return None where the model has a forward, else the name of its only network."""
+    if _has_forward(model):
+        return None
+    found = [n for n, m in model.named_children() if any(True for _ in m.parameters())]
+    if len(found) == 1:
+        return found[0]
+    raise ModelError(
+        f"task: expected a model with a forward method, got {type(model).__name__} without one and "
+        f"the submodules {found}. Pass for example task=Classification(module='net') with the name "
+        "of the submodule that maps inputs to outputs."
+    )
+
+
+def _has_forward(model: nn.Module) -> bool:
+    # nn.Module sets a function that raises; LightningModule's forward only calls that one.
+    forward = type(model).forward
+    lightning = ("pytorch_lightning.core.module", "lightning.pytorch.core.module")
+    return forward is not nn.Module.forward and forward.__module__ not in lightning
+
+
+def _parameters(network: nn.Module) -> set[str]:
+    try:
+        return set(inspect.signature(network.forward).parameters)
+    except (TypeError, ValueError):
+        return set()
+
+
+def _with_positions(taken: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    mask = taken.get("attention_mask")
+    if "position_ids" not in names or "position_ids" in taken or not isinstance(mask, Tensor):
+        return taken
+    if mask.ndim != 2 or bool(mask[:, 0].all()):
+        return taken
+    return {**taken, "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
+
+
+def _tensor(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    found = getattr(output, "logits", None)
+    if isinstance(found, Tensor):
+        return found
+    entries = output.values() if isinstance(output, Mapping) else output
+    if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
+        return output["logits"]
+    if isinstance(entries, Sequence) or isinstance(output, Mapping):
+        for entry in entries:
+            if isinstance(entry, Tensor) and entry.is_floating_point():
+                return entry
+    raise ModelError(
+        f"model: expected an output that is or holds a tensor, got {type(output).__name__}. "
+        "Pass a Task whose outputs(model, batch) returns the tensor."
+    )
+
+
+def _next(ids: Tensor) -> Tensor:
+    return torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], IGNORED)], 1)
+
+
+def _is_same(ids: Tensor, labels: Tensor) -> bool:
+    known = labels != IGNORED
+    return bool((ids[known] == labels[known]).all())
+
+
+def _without_pads(labels: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return labels
+    here = mask[:, : labels.shape[1]].bool()
+    there = torch.cat([mask[:, 1:], mask[:, -1:]], 1)[:, : labels.shape[1]].bool()
+    return labels.masked_fill(~(here & there), IGNORED)
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else f"{tuple(tensor.shape)} {str(tensor.dtype)[6:]}"
