@@ -1,0 +1,351 @@
+"""The folder in which every record of one training run lies: `Run`.
+
+``records.jsonl`` holds one record a line and is only ever appended to; arrays too large for a line
+lie in ``arrays/``. Each line is flushed, and an array is complete before its line is written, so a
+run that was killed at any moment can be read up to its last record.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import ArgumentError, RunError
+from .record import Panel, Record, number_to_json, plain
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["Run"]
+
+INLINE = 1024
+"""Up to so many values stand in the line itself."""
+
+FORMAT = 1
+
+
+class Run:
+    """Records of one training run, on disk.
+
+    Use `open` to read and `create` to write.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._recipes: dict[str, str] = {}
+        self._lines: Any = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Run:
+        """Open an existing run.
+
+        Args:
+            path: The folder, or the one that holds it under the name ``mi``.
+
+        Returns:
+            The run.
+
+        Raises:
+            RunError: If there is none.
+        """
+        for folder in (Path(path), Path(path) / "mi"):
+            if (folder / "records.jsonl").exists():
+                return cls(folder)
+        raise RunError(
+            f"path: expected a run folder (it holds records.jsonl), got {os.fspath(path)!r}. "
+            "Monitors write it to <log_dir>/mi."
+        )
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], info: Mapping[str, Any] | None = None) -> Run:
+        """Make a run folder, or continue one.
+
+        Args:
+            path: The folder.
+            info: Facts about the run, merged into ``run.json``.
+
+        Returns:
+            The run.
+
+        Raises:
+            RunError: If the folder cannot be written.
+        """
+        run = cls(path)
+        try:
+            (run.path / "arrays").mkdir(parents=True, exist_ok=True)
+            run._repair()
+            run.update_info(format=FORMAT, **(info or {}))
+        except OSError as error:
+            raise RunError(
+                f"dirpath: expected a folder that can be written, got {os.fspath(path)!r} "
+                f"({error.strerror or error}). Choose another with dirpath=… or the Trainer's "
+                "default_root_dir."
+            ) from error
+        return run
+
+    # ---------------------------------------------------------------- writing
+
+    def write(self, record: Record) -> None:
+        """Append a record; when this returns, it survives the death of the process.
+
+        Args:
+            record: What to keep. One with the same name, step and source replaces it on reading.
+        """
+        self._append(self._recipe(record) + [self._line(record)])
+
+    def write_all(self, records: Iterable[Record]) -> None:
+        """Append several records in one write.
+
+        Args:
+            records: What to keep.
+        """
+        lines: list[str] = []
+        for record in records:
+            lines += self._recipe(record)
+            lines.append(self._line(record))
+        self._append(lines)
+
+    def close(self) -> None:
+        """Close the file; a later write opens it again."""
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open file behind when copied or sent to another process."""
+        return {**self.__dict__, "_lines": None}
+
+    def _append(self, lines: list[str]) -> None:
+        if not lines:
+            return
+        if self._lines is None:
+            self._lines = (self.path / "records.jsonl").open("a", encoding="utf-8")
+        self._lines.write("".join(line + "\n" for line in lines))
+        self._lines.flush()
+
+    def _repair(self) -> None:
+        """End a line that a killed process left half written, so that the next stands alone."""
+        path = self.path / "records.jsonl"
+        path.touch()
+        with path.open("rb+") as file:
+            if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) is not None:
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+
+    def _recipe(self, record: Record) -> list[str]:
+        recipe = json.dumps(record.made_by, sort_keys=True)
+        if self._recipes.get(record.measurement) == recipe:
+            return []
+        self._recipes[record.measurement] = recipe
+        return [json.dumps({"recipe": record.measurement, "made_by": record.made_by})]
+
+    def _line(self, record: Record) -> str:
+        panel = record.panel
+        entry = {
+            "name": record.name,
+            "step": record.step,
+            "epoch": record.epoch,
+            "samples": record.samples,
+            "tokens": record.tokens,
+            "weights": record.weights,
+            "source": record.source,
+            "axes": panel.axes,
+            "shape": tuple(panel.values.shape),
+            "dtype": str(panel.values.dtype)[6:],
+            **self._values(record),
+            "coords": panel.coords,
+            "unit": panel.unit,
+            "convention": panel.convention,
+        }
+        return json.dumps(_finite(entry), ensure_ascii=False, separators=(",", ":"))
+
+    def _values(self, record: Record) -> dict[str, Any]:
+        values = record.panel.values
+        if values.numel() <= INLINE:
+            return {"values": values.tolist()}
+        stem = re.sub(r"[^\w.-]", "_", record.name.replace("/", "."))
+        file = f"arrays/{stem}.{record.step}.{record.source}.npy"
+        _replace(self.path / file, lambda f: np.save(f, values.numpy()))
+        return {"file": file}
+
+    # ---------------------------------------------------------------- reading
+
+    def records(self, name: str | None = None, *, source: str | None = None) -> list[Record]:
+        """Return the records, each step once, in order of step.
+
+        Args:
+            name: Full name (``"head_scores/induction"``), or the measurement's alone; None: all.
+            source: ``"live"`` or ``"sweep"``; None: both.
+
+        Returns:
+            Of several with one name, step and source the one written last.
+        """
+        found: dict[tuple[str, int, str], dict[str, Any]] = {}
+        recipes: dict[str, Any] = {}
+        for entry in self._entries():
+            if "recipe" in entry:
+                recipes[entry["recipe"]] = entry["made_by"]
+                continue
+            wanted = name is None or entry["name"] == name or entry["name"].startswith(f"{name}/")
+            if wanted and source in (None, entry["source"]):
+                key = (entry["name"], entry["step"], entry["source"])
+                found[key] = {**entry, "made_by": recipes.get(entry["name"].split("/")[0], {})}
+        ordered = sorted(found.items(), key=lambda item: item[0][1])
+        return [self._record(entry) for _, entry in ordered]
+
+    def names(self) -> list[str]:
+        """Return the full names of all records, in order of their first appearance."""
+        seen = (entry["name"] for entry in self._entries() if "name" in entry)
+        return list(dict.fromkeys(seen))
+
+    def dataset(self, measurement: str, *, source: str | None = None) -> xarray.Dataset:
+        """Return all records of a measurement as labelled arrays.
+
+        Args:
+            measurement: Its name, for example ``"head_scores"``.
+            source: ``"live"`` or ``"sweep"``; None takes live ones where there are any.
+
+        Returns:
+            One variable for each panel, with the dimension ``step`` before the panel's own axes,
+            and the coordinates ``epoch``, ``samples`` and ``tokens`` along it. Steps at which the
+            labels of an axis differ are aligned by label, and NaN stands where there is no value.
+
+        Raises:
+            ArgumentError: If there are no such records.
+        """
+        from .tables import to_dataset
+
+        records = self.records(measurement, source=source)
+        if source is None and any(r.source == "live" for r in records):
+            records = [r for r in records if r.source == "live"]
+        if not records:
+            known = sorted({name.split("/")[0] for name in self.names()})
+            raise ArgumentError.of(
+                "measurement", expected=f"one of {known}", got=repr(measurement), do="See names()."
+            )
+        return to_dataset(records)
+
+    def _entries(self) -> Iterator[dict[str, Any]]:
+        path = self.path / "records.jsonl"
+        torn = 0
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if not line.strip():
+                    continue
+                try:
+                    entry = json.loads(line)
+                    complete = isinstance(entry, dict) and self._has_array(entry)
+                except json.JSONDecodeError:
+                    complete = False
+                if complete:
+                    yield entry
+                else:
+                    torn += 1
+        if torn:
+            warnings.warn(
+                f"{path}: {torn} unfinished line(s) skipped; the process was killed while it wrote.",
+                stacklevel=3,
+            )
+
+    def _has_array(self, entry: Mapping[str, Any]) -> bool:
+        return "file" not in entry or (self.path / str(entry["file"])).exists()
+
+    def _record(self, entry: Mapping[str, Any]) -> Record:
+        dtype: torch.dtype = getattr(torch, entry["dtype"])
+        if "file" in entry:
+            values = torch.from_numpy(np.load(self.path / entry["file"])).to(dtype)
+        else:
+            values = _tensor(entry["values"], dtype).reshape(entry["shape"])
+        panel = Panel(
+            values, tuple(entry["axes"]), entry["coords"], entry["unit"], entry["convention"]
+        )
+        return Record(
+            entry["name"],
+            panel,
+            step=entry["step"],
+            epoch=entry["epoch"],
+            samples=entry["samples"],
+            tokens=entry["tokens"],
+            weights=entry["weights"],
+            source=entry["source"],
+            made_by=entry["made_by"],
+        )
+
+    # ---------------------------------------------------------------- beside the records
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Facts about the run: model, sizes, versions, state."""
+        path = self.path / "run.json"
+        if not path.exists():
+            return {}
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def update_info(self, **facts: Any) -> None:
+        """Merge facts into ``run.json``; the file is replaced as a whole, never half written.
+
+        Args:
+            **facts: Plain JSON.
+        """
+        text = json.dumps(_finite({**self.info, **plain(facts)}), indent=1, ensure_ascii=False)
+        _replace(self.path / "run.json", lambda f: f.write(text.encode("utf-8")))
+
+    @property
+    def report(self) -> Path:
+        """Where the HTML report of this run lies, or will."""
+        return self.path / "report.html"
+
+    def save_batch(self, batch: Any) -> None:
+        """Keep the measured batch, for later sweeps.
+
+        Args:
+            batch: Built-in containers of tensors.
+        """
+        _replace(self.path / "batch.pt", lambda f: torch.save(batch, f))
+
+    def batch(self) -> Any:
+        """Return the measured batch, or None if none was kept."""
+        path = self.path / "batch.pt"
+        return torch.load(path, weights_only=True) if path.exists() else None
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Write a file so that readers see the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as file:
+            write(file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _finite(value: Any) -> Any:
+    """Turn non-finite floats into text: JSON has none, and strict readers refuse them."""
+    if isinstance(value, float):
+        return number_to_json(value)
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def _tensor(values: Any, dtype: torch.dtype) -> Tensor:
+    if dtype.is_floating_point:
+        return torch.from_numpy(np.array(values, dtype=np.float64)).to(dtype)
+    return torch.tensor(values, dtype=dtype)
