@@ -14,8 +14,8 @@ RUN ?= runs/demo/mi
 BIN := $(VENV)/bin
 DEFINITION := setup.cfg pyproject.toml constraints.txt
 
-# An editable install from the pinned versions, with the extras that the target's name lists.
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# From the pinned versions; -qq leaves errors alone to be seen.
+INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .PHONY: test test-slow lint types demo report bench docs clean
 .DELETE_ON_ERROR:
