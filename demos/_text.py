@@ -69,17 +69,16 @@ class ByteTokenizer:
 
     Args:
         text: What to learn from.
-        size: Number of tokens; at least 256, one for each byte.
+        size: Number of tokens; more than the text has different bytes.
     """
 
     def __init__(self, text: Text, size: int = 512) -> None:
         self._tokenizer = Tokenizer(models.BPE())
         self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         self._tokenizer.decoder = decoders.ByteLevel()
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        trainer = trainers.BpeTrainer(
-            vocab_size=size, initial_alphabet=alphabet, show_progress=False
-        )
+        # The bytes that occur, not all 256: head scores are taken on tokens drawn from the whole
+        # vocabulary, and a model knows nothing about one that it has never seen.
+        trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False)
         self._tokenizer.train_from_iterator(text.lines, trainer)
 
     def __len__(self) -> int:
