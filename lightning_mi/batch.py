@@ -233,7 +233,7 @@ def fingerprint(batch: Any) -> str:
     def add(value: Any) -> Any:
         if isinstance(value, Tensor):
             digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         else:
             digest.update(repr(value).encode() if isinstance(value, str | int | float) else b"?")
         return value

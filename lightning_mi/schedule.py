@@ -135,7 +135,7 @@ class Schedule:
         if self.at_steps is None:
             return False
         if self.at_steps != "log":
-            return any(last < s <= step for s in self.at_steps)  # type: ignore[operator]
+            return any(last < s <= step for s in self.at_steps)
         power = 1 << (step.bit_length() - 1)  # the largest power of two up to step
         return power > last and (every is None or power < every)
 

@@ -67,9 +67,10 @@ def _stack(what: str, records: list[Record]) -> xarray.DataArray:
     arrays = [to_dataarray(r.panel) for r in records]
     # Attributes may differ from step to step (the gap, the best head): keep the latest.
     latest = arrays[-1].attrs
-    joined = xarray.concat(
+    steps = xarray.DataArray([r.step for r in records], dims="step", name="step")
+    joined: xarray.DataArray = xarray.concat(
         [a.drop_attrs() for a in arrays],
-        dim=xarray.IndexVariable("step", [r.step for r in records]),
+        dim=steps,
         join="outer",
         coords="minimal",
         compat="override",

@@ -433,10 +433,10 @@ def _tensor(output: Any) -> Tensor:
     found = getattr(output, "logits", None)
     if isinstance(found, Tensor):
         return found
-    entries = output.values() if isinstance(output, Mapping) else output
-    if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
-        return output["logits"]
-    if isinstance(entries, Sequence) or isinstance(output, Mapping):
+    entries = list(output.values()) if isinstance(output, Mapping) else output
+    if isinstance(output, Mapping) and "logits" in output:
+        entries = [output["logits"], *entries]
+    if isinstance(entries, Sequence):
         for entry in entries:
             if isinstance(entry, Tensor) and entry.is_floating_point():
                 return entry

@@ -1,0 +1,247 @@
+"""The same measurements over saved checkpoints: `sweep`."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .batch import moved
+from .errors import ArgumentError, ModelError
+from .isolation import unwrapped
+from .measurement import Context, IndexedData, Measurement, check_names, measure
+from .progress import track
+from .runs import Run
+from .task import Task
+
+__all__ = ["Checkpoint", "STATE_MARK", "find_checkpoints", "sweep"]
+
+STATE_MARK = "lightning_mi"
+"""Key by which the state of our callbacks is known in a checkpoint."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a sweep needs of one checkpoint.
+
+    Args:
+        step: Optimizer steps taken.
+        epoch: Epochs done.
+        weights: Parameters and buffers by name.
+        samples: Training examples seen, None where no monitor counted them.
+        tokens: Training tokens seen, likewise.
+        learning_rates: In force at the last step, by parameter name.
+    """
+
+    step: int
+    epoch: int
+    weights: Mapping[str, Tensor]
+    samples: int | None = None
+    tokens: int | None = None
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, weights: str = "current", weights_only: bool = True
+    ) -> Checkpoint:
+        """Read a checkpoint that Lightning or ``torch.save`` wrote.
+
+        Args:
+            path: The file.
+            weights: ``"current"`` or ``"average"``, where weight averaging saved both.
+            weights_only: Refuse to run code from the file. Pass False for a file you trust.
+
+        Returns:
+            The checkpoint, on the CPU.
+
+        Raises:
+            ArgumentError: If it cannot be read, or holds no weights.
+        """
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=weights_only)
+        except pickle.UnpicklingError as error:
+            raise ArgumentError.of(
+                "checkpoints",
+                expected="files that hold tensors and built-in types",
+                got=f"{os.fspath(path)!r} with python objects ({str(error)[:80]}…)",
+                do="Pass weights_only=False if you trust where it came from.",
+            ) from error
+        if not isinstance(content, Mapping):
+            raise ArgumentError.of(
+                "checkpoints",
+                expected="a mapping with the key state_dict",
+                got=f"a {type(content).__name__} in {os.fspath(path)!r}",
+                do="Save with trainer.save_checkpoint or torch.save(model.state_dict()).",
+            )
+        state = _monitor_state(content)
+        return cls(
+            step=int(content.get("global_step", 0)),
+            epoch=int(content.get("epoch", 0)),
+            weights=_weights(content, weights),
+            samples=state.get("samples"),
+            tokens=state.get("tokens"),
+            learning_rates=state.get("learning_rates", {}),
+        )
+
+
+def find_checkpoints(checkpoints: str | os.PathLike[str] | Sequence[Any]) -> list[Path]:
+    """Return checkpoint files, in order of the numbers in their names.
+
+    Args:
+        checkpoints: A folder, a file, or a list of files.
+
+    Returns:
+        Paths; ``step=2.ckpt`` comes before ``step=10.ckpt``.
+
+    Raises:
+        ArgumentError: If there is none, or one is missing.
+    """
+    if isinstance(checkpoints, str | os.PathLike):
+        path = Path(checkpoints)
+        found = sorted(path.glob("*.ckpt"), key=_order) if path.is_dir() else [path]
+    else:
+        found = [Path(p) for p in checkpoints]
+    missing = [str(p) for p in found if not p.is_file()]
+    if missing or not found:
+        raise ArgumentError.of(
+            "checkpoints",
+            expected="a folder with .ckpt files, or a list of existing files",
+            got=", ".join(missing) or f"none in {os.fspath(checkpoints)!r}",  # type: ignore[arg-type]
+            do="ScheduledCheckpoint saves them during training.",
+        )
+    return found
+
+
+def sweep(
+    checkpoints: str | os.PathLike[str] | Sequence[Any],
+    model: nn.Module,
+    measurements: Measurement | Sequence[Measurement],
+    *,
+    batch: Any = None,
+    task: Task | None = None,
+    run: Run | str | os.PathLike[str] | None = None,
+    dataset: Any = None,
+    weights: str = "current",
+    weights_only: bool = True,
+    decode: Callable[[Sequence[int]], list[str]] | None = None,
+) -> Run:
+    """Take measurements at every checkpoint, on a deep copy of the model.
+
+    A record taken here is bit-equal to the one that a monitor took at that step during training.
+
+    Args:
+        checkpoints: A folder, or a list of files.
+        model: A model of the same architecture; it is not changed.
+        measurements: What to measure.
+        batch: What to measure on; None takes the batch that the run's monitors measured on.
+        task: How the batch becomes outputs and losses; None is inferred.
+        run: Where the records go: a run, or a folder. None makes ``mi`` beside the checkpoints.
+        dataset: Training examples by index (a dataset or `IndexedData`), for influence.
+        weights: ``"current"`` or ``"average"`` under weight averaging.
+        weights_only: Refuse to run code from the files.
+        decode: Token ids to one piece of text each.
+
+    Returns:
+        The run; the new records have the source ``"sweep"``.
+
+    Raises:
+        ArgumentError: If checkpoints, weights or measurements do not fit.
+    """
+    paths = find_checkpoints(checkpoints)
+    chosen = [measurements] if isinstance(measurements, Measurement) else list(measurements)
+    check_names(chosen)
+    if weights not in ("current", "average"):
+        raise ArgumentError.of(
+            "weights", expected='"current" or "average"', got=repr(weights), do="Choose one."
+        )
+    target = _target(run, paths)
+    batch = target.batch() if batch is None else batch
+    copied = copy.deepcopy(unwrapped(model))
+    data = dataset if dataset is None or isinstance(dataset, IndexedData) else IndexedData(dataset)
+    for path in track(paths, "sweeping checkpoints"):
+        state = Checkpoint.load(path, weights=weights, weights_only=weights_only)
+        load_weights(copied, state.weights, path)
+        context = Context(
+            copied,
+            _at_home(copied, batch),
+            task,
+            step=state.step,
+            epoch=state.epoch,
+            samples=state.samples,
+            tokens=state.tokens,
+            dataset=data,
+            learning_rates=state.learning_rates,
+            decode=decode,
+        )
+        target.write_all(
+            measure(copied, chosen, context=context, source="sweep", weights=weights)
+        )
+    return target
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Load weights into a model, seeing through prefixes of wrappers.
+
+    Args:
+        model: The model that is changed.
+        weights: Parameters and buffers by name.
+        path: Where they came from, for the message.
+
+    Raises:
+        ModelError: If names or shapes do not fit.
+    """
+    plain = {name.replace("_orig_mod.", ""): value for name, value in weights.items()}
+    wanted = set(model.state_dict())
+    if not wanted <= set(plain):
+        # A bare network inside a LightningModule: the file has its names behind one prefix.
+        first = next(iter(sorted(wanted)), "")
+        prefixes = [n[: -len(first)] for n in plain if first and n.endswith("." + first)]
+        for prefix in prefixes:
+            inner = {n[len(prefix) :]: v for n, v in plain.items() if n.startswith(prefix)}
+            if wanted <= set(inner):
+                plain = inner
+                break
+    try:
+        model.load_state_dict(plain)
+    except RuntimeError as error:
+        raise ModelError(
+            f"model: expected the architecture saved in {path.name!r}, got {str(error)[:300]}. "
+            "Build the model with the arguments that it was trained with."
+        ) from error
+
+
+def _target(run: Run | str | os.PathLike[str] | None, paths: list[Path]) -> Run:
+    if isinstance(run, Run):
+        return run
+    return Run.create(paths[0].parent / "mi" if run is None else run)
+
+
+def _at_home(model: nn.Module, batch: Any) -> Any:
+    home = next(model.parameters(), torch.empty(0))
+    return None if batch is None else moved(batch, home.device, home.dtype)
+
+
+def _order(path: Path) -> tuple[list[int], str]:
+    digits = "".join(c if c.isdigit() else " " for c in path.stem).split()
+    return [int(d) for d in digits], path.name
+
+
+def _monitor_state(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    callbacks = content.get("callbacks", {})
+    states = (s for s in callbacks.values() if isinstance(s, Mapping) and STATE_MARK in s)
+    return next(states, {})
+
+
+def _weights(content: Mapping[str, Any], which: str) -> Mapping[str, Tensor]:
+    if which == "current" and "current_model_state" in content:
+        found: Any = content["current_model_state"]
+    else:
+        found = content.get("state_dict", content)
+    return {k: v for k, v in found.items() if isinstance(v, Tensor)}

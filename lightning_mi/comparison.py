@@ -1,0 +1,131 @@
+"""Do the black-box explanations agree with the mechanistic one?
+
+`agreement` compares, at every step, where the strongest induction head looks from the last token
+of the prompt with where saliency and integrated gradients say that the answer comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .record import Panel, Record
+from .series import at_step
+
+__all__ = ["agreement", "permutation_floor", "spearman"]
+
+EXPLANATIONS = {"saliency": "agree_sal", "integrated_gradients": "agree_ig"}
+"""Measurements that are compared, and the headline under which each agreement is logged."""
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """Return Spearman's rank correlation; ties share the mean of their ranks.
+
+    Args:
+        a: Shape ``[n]``.
+        b: Shape ``[n]``.
+
+    Returns:
+        From −1 to 1; NaN where one of them is constant or n < 3.
+
+    Example:
+        >>> spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 9.0]))
+        1.0
+    """
+    if len(a) < 3:
+        return float("nan")
+    x, y = (_ranks(v.double()) for v in (a, b))
+    x, y = x - x.mean(), y - y.mean()
+    scale = float((x.square().sum() * y.square().sum()).sqrt())
+    return float((x * y).sum()) / scale if scale else float("nan")
+
+
+def permutation_floor(n: int, *, level: float = 0.95, draws: int = 1000, seed: int = 0) -> float:
+    """Return how large a rank correlation of n positions gets by chance.
+
+    Args:
+        n: Number of positions.
+        level: Share of random orders that stay below.
+        draws: Number of random orders.
+        seed: Of their generator.
+
+    Returns:
+        The quantile of |Spearman| between n ranks and a random order of them; about 1.96/√(n−1).
+    """
+    if n < 3:
+        return float("nan")
+    generator = torch.Generator().manual_seed(seed)
+    orders = torch.rand(draws, n, generator=generator, dtype=torch.float64).argsort(1).double()
+    ranks = torch.arange(n, dtype=torch.float64)
+    centred = ranks - ranks.mean()
+    rho = (orders - orders.mean(1, keepdim=True)) @ centred / centred.square().sum()
+    return float(rho.abs().quantile(level))
+
+
+def agreement(records: Sequence[Record]) -> list[Record]:
+    """Compare the explanations of one prompt with the attention of the induction head.
+
+    For every step that has ``prompt/attention``, ``head_scores/induction`` and an explanation, the
+    Spearman correlation over the positions of the prompt (up to the one that predicts) between the
+    attention of the head with the highest induction score at that step and the absolute values of
+    the explanation.
+
+    Args:
+        records: Records of one run and one source.
+
+    Returns:
+        Scalars ``agreement/saliency`` and ``agreement/integrated_gradients``. Their convention
+        holds ``n``, the ``head``, and ``floor``, the 95 % quantile of |ρ| under random order.
+    """
+    made = []
+    steps = sorted({r.step for r in records if r.name == "prompt/attention"})
+    for step in steps:
+        attention = at_step(records, "prompt/attention", step)
+        scores = at_step(records, "head_scores/induction", step)
+        for name, headline in EXPLANATIONS.items():
+            values = at_step(records, f"{name}/values", step)
+            if attention is None or scores is None or values is None:
+                continue
+            if values.panel.axes == ("example", "position"):
+                made.append(_compare(attention, scores, values, headline))
+    return made
+
+
+def _compare(attention: Record, scores: Record, values: Record, headline: str) -> Record:
+    head, row = _strongest(attention, scores)
+    explained = values.panel.values[0].abs()[: len(row)]
+    row = row[: len(explained)]
+    convention = {
+        "statistic": "Spearman over positions, |explanation| against attention",
+        "n": len(row),
+        "floor": permutation_floor(len(row)),
+        "head": head,
+        "display": {"headline": headline},
+    }
+    rho = torch.tensor(spearman(row, explained))
+    made_by = {"function": "lightning_mi.comparison.agreement"}
+    panel = Panel(rho, (), {}, "1", convention)
+    return attention.replace(
+        name=f"agreement/{values.measurement}", panel=panel, made_by=made_by
+    )
+
+
+def _strongest(attention: Record, scores: Record) -> tuple[str, Tensor]:
+    """Return the recorded head with the highest induction score, and its attention row."""
+    names = [str(label) for label in attention.panel.coords["head"]]
+    table = scores.panel.values.nan_to_num(-1.0)
+    rank = {
+        f"L{layer}H{head}": float(table[layer, head])
+        for layer in range(table.shape[0])
+        for head in range(table.shape[1])
+    }
+    best = max(range(len(names)), key=lambda i: rank.get(names[i], -1.0))
+    return names[best], attention.panel.values[best]
+
+
+def _ranks(values: Tensor) -> Tensor:
+    below = (values[:, None] > values[None, :]).sum(1).double()
+    equal = (values[:, None] == values[None, :]).sum(1).double()
+    return below + (equal + 1) / 2
