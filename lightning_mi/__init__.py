@@ -7,6 +7,7 @@ during training (``lightning_mi.callbacks``), over saved checkpoints (`sweep`) a
 
 from __future__ import annotations
 
+from .checkpoints import sweep
 from .errors import (
     ArgumentError,
     LightningMIError,
@@ -18,7 +19,11 @@ from .errors import (
 from .isolation import untouched
 from .measurement import Behavior, Context, IndexedData, Measurement, measure
 from .nodes import MLP, Embedding, Head, Logits, Neuron, Reader, parse
+from .progress import track
 from .record import Panel, Reading, Record
+from .runs import Run
+from .schedule import Schedule
+from .series import Series
 from .target import (
     Logit,
     LogitDifference,
@@ -57,7 +62,12 @@ __all__ = [
     "Context",
     "IndexedData",
     "measure",
+    "sweep",
     "untouched",
+    "Series",
+    "Schedule",
+    "Run",
+    "track",
     # names of the parts of a model
     "Embedding",
     "Head",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -269,6 +270,7 @@ def measure(
     context: Context | None = None,
     source: str = "live",
     weights: str = "current",
+    inside: Callable[[], AbstractContextManager[Any]] | None = None,
 ) -> list[Record]:
     """Take measurements at one state of a model, leaving it exactly as it was.
 
@@ -281,6 +283,8 @@ def measure(
         context: Replaces ``batch``, ``task`` and ``step`` where more is known.
         source: Written into the records.
         weights: Written into the records.
+        inside: Makes a context to measure in, for example a Trainer's autocast; None measures in
+            the precision of the parameters.
 
     Returns:
         One record for each panel.
@@ -297,7 +301,7 @@ def measure(
     """
     chosen = [measurements] if isinstance(measurements, Measurement) else list(measurements)
     check_names(chosen)
-    with untouched(model) as plain:
+    with untouched(model) as plain, (nullcontext() if inside is None else inside()):
         if context is None:
             context = Context(plain, batch, task, step=step)
         if context.has_batch:
