@@ -1,0 +1,251 @@
+"""Integrated gradients (Sundararajan et al. 2017): gradients along a straight path, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from ..measurement import Context, describe
+from ..record import Reading
+from ..target import TargetLike
+from ..task import Task
+from .asking import asking, recipe
+from .baselines import Baseline, Keep, baseline_point
+from .gradients import check_examples, shareable, shortened
+from .line import Line
+from .result import Attribution, axes_of
+from .rules import Rule, check_rule, ladder, nodes
+
+__all__ = ["IntegratedGradients", "integrated_gradients", "relative_gap"]
+
+
+def integrated_gradients(
+    model: nn.Module,
+    inputs: Any,
+    target: TargetLike = None,
+    *,
+    baseline: Baseline = None,
+    rule: Rule = "gauss-legendre",
+    steps: int | None = None,
+    tolerance: float = 0.01,
+    max_steps: int = 256,
+    keep: Keep = None,
+    task: Task | None = None,
+) -> Attribution:
+    """Return (x − x′) · ∫₀¹ ∂F/∂x(x′ + α(x − x′)) dα, and how well it adds up.
+
+    By completeness the scores of an example add up to F(x) − F(x′). What is missing is the
+    *gap*, returned with every result. With ``steps=None`` each example gets 8 nodes, then 16, 32 …
+    until its gap is within the tolerance or ``max_steps`` is reached.
+
+    Token ids are moved through the word embedding alone: ids are never interpolated, position
+    embeddings keep their value. Scores of the embedding's components are added up to one for each
+    token. Padding (``attention_mask`` = 0) keeps its own embedding and so scores 0.
+
+    Memory does not grow with the number of steps: they are taken in portions that depend on
+    shapes and precision only, and added up in place. Half precision is added up in float32.
+
+    Args:
+        model: The model; left exactly as it was, and measured in evaluation mode.
+        inputs: Floats, ids, or a whole batch: ``(inputs, labels)``, a dictionary.
+        target: An int or a tensor of ints (the logit of that class or token, for language models
+            at the last position that is not padding), a function ``(outputs, batch) -> [example]``
+            or a `Target`. None: the true next token, the label, or the model's own answer.
+        baseline: x′. None is zero (for ids the zero vector). A number or a tensor of the inputs'
+            shape or of one example's; for ids: ids, or vectors of the embedding's shape.
+        rule: Quadrature rule. Gauss–Legendre converges fastest on smooth models; on ReLU models
+            it and the midpoint rule err by about 1/n.
+        steps: Number of nodes for every example; None adapts it.
+        tolerance: Largest |gap| that counts as converged.
+        max_steps: Most nodes of the adaptive form.
+        keep: Tokens that keep their own embedding on the whole path, and so score 0: ids, or a
+            boolean mask ``[example, position]``.
+        task: How the batch becomes outputs; None is inferred where it matters.
+
+    Returns:
+        Scores in units of the target, positive where an input raises it, with ``gap``, ``delta``,
+        ``output_change``, ``steps`` and ``converged`` for each example.
+
+    Raises:
+        ArgumentError: If an argument cannot be used: a baseline of the wrong shape, ids that no
+            embedding looks up, a target out of range, an unknown rule.
+
+    Example:
+        >>> model = nn.Linear(2, 3)
+        >>> scores = integrated_gradients(model, torch.ones(1, 2), target=1)
+        >>> torch.allclose(scores.values[0], model.weight[1].detach())
+        True
+        >>> scores.converged.tolist()
+        [True]
+    """
+    _check(rule, steps, tolerance, max_steps)
+    with asking(model, inputs, target, task, graph=False) as (entry, question):
+        line = Line(entry, question, baseline_point(entry, baseline, keep))
+        rungs = [steps] if steps is not None else ladder(max_steps)
+        scores, used, gap = _climb(line, rule, rungs, tolerance)
+        tokens = entry.is_tokens
+        return Attribution(
+            values=(scores.sum(-1) if tokens else scores).to(line.dtype),
+            method="integrated_gradients",
+            axes=axes_of(entry.inputs.shape, tokens=tokens, reduced=False),
+            target=line.end,
+            unit=question.unit,
+            ids=entry.inputs if tokens else None,
+            position=question.position,
+            token=question.token,
+            convention={
+                "rule": rule,
+                "tolerance": tolerance,
+                "most_steps": rungs[-1],
+                "baseline": "zero" if baseline is None else describe(baseline),
+                "sign": "positive raises the target",
+                "of": "word embedding" if tokens else "inputs",
+                **recipe(target, question),
+            },
+            gap=gap,
+            delta=_total(scores) - line.change,
+            output_change=line.change,
+            steps=used,
+            converged=gap.abs() <= tolerance,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class IntegratedGradients:
+    """`integrated_gradients` of the first examples of the measured batch.
+
+    Records ``integrated_gradients/values`` (axes example, position for tokens; example, channel,
+    y, x for images; example, feature for tables) and for each example ``gap``, ``delta``,
+    ``output_change``, ``steps``, ``converged`` and ``target``.
+
+    Args:
+        name: First part of the records' names.
+        target: As in `integrated_gradients`, as are all below but the last.
+        baseline: x′.
+        rule: Quadrature rule.
+        steps: Number of nodes; None adapts it.
+        tolerance: Largest |gap| that counts as converged.
+        max_steps: Most nodes of the adaptive form; fewer than in the function, as it runs often.
+        examples: Number of examples, from the first; None takes the whole batch.
+
+    Raises:
+        ArgumentError: If an argument cannot be used.
+    """
+
+    name: str = "integrated_gradients"
+    target: TargetLike = None
+    baseline: Baseline = None
+    rule: Rule = "gauss-legendre"
+    steps: int | None = None
+    tolerance: float = 0.01
+    max_steps: int = 16
+    examples: int | None = 2
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before there is a model."""
+        _check(self.rule, self.steps, self.tolerance, self.max_steps)
+        check_examples(self.examples)
+
+    def attribution(self, model: nn.Module, context: Context) -> Attribution:
+        """Return the scores, computed once in a firing.
+
+        Args:
+            model: The user's model.
+            context: Batch and task.
+
+        Returns:
+            The scores.
+        """
+
+        def compute() -> Attribution:
+            return integrated_gradients(
+                model,
+                shortened(context.batch, self.examples),
+                self.target,
+                baseline=self.baseline,
+                rule=self.rule,
+                steps=self.steps,
+                tolerance=self.tolerance,
+                max_steps=self.max_steps,
+                task=context.task,
+            )
+
+        asked = shareable(self.target), shareable(self.baseline), self.rule, self.examples
+        key = (
+            "attribution.integrated_gradients",
+            *asked,
+            self.steps,
+            self.tolerance,
+            self.max_steps,
+        )
+        return context.shared(key, compute)
+
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
+        """Measure.
+
+        Args:
+            model: The user's model.
+            context: Batch and task.
+
+        Returns:
+            ``values``, ``gap``, ``delta``, ``output_change``, ``steps``, ``converged``, ``target``.
+        """
+        return self.attribution(model, context).reading(context.texts)
+
+
+def relative_gap(scores: Tensor, change: Tensor, size: Tensor) -> Tensor:
+    """Return (Σ scores − change) / max(|change|, τ), signed.
+
+    Where F(x) ≈ F(x′) the gap relative to their difference means nothing. So τ is the larger of
+    1 % of Σ|scores| (scores that cancel must still cancel to 1 % of 1 %) and of 1,000 rounding
+    errors of F (a difference below them is noise).
+
+    Args:
+        scores: ``[example, …]``.
+        change: F(x) − F(x′), ``[example]``.
+        size: max(|F(x)|, |F(x′)|), ``[example]``.
+
+    Returns:
+        Shape ``[example]``; 0 where everything is 0.
+    """
+    delta = _total(scores) - change
+    guard = torch.maximum(0.01 * _total(scores.abs()), 1e3 * torch.finfo(size.dtype).eps * size)
+    least = torch.finfo(size.dtype).tiny
+    return delta / torch.maximum(change.abs(), guard).clamp(min=least)
+
+
+def _climb(
+    line: Line, rule: Rule, rungs: list[int], tolerance: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Try more and more nodes, each time only for the examples whose gap is still too large."""
+    scores = torch.zeros_like(line.start)
+    gap, used = torch.zeros_like(line.end), torch.zeros_like(line.rows)
+    left = line.rows
+    for steps in rungs:
+        alphas, weights = nodes(rule, steps)
+        scores[left] = line.integrate(alphas, weights, left)
+        used[left] = steps
+        gap[left] = relative_gap(scores[left], line.change[left], line.size[left])
+        left = left[~(gap[left].abs() <= tolerance)]  # Not >: NaN never counts as converged.
+        if not len(left):
+            break
+    return scores, used, gap
+
+
+def _total(scores: Tensor) -> Tensor:
+    return scores.reshape(len(scores), -1).sum(1)
+
+
+def _check(rule: Rule, steps: int | None, tolerance: float, max_steps: int) -> None:
+    check_rule(rule, steps if steps is not None else max_steps)
+    if not isinstance(tolerance, int | float) or not tolerance >= 0:
+        raise ArgumentError.of(
+            "tolerance",
+            expected="a number of at least 0",
+            got=repr(tolerance),
+            do="Pass 0.01: 1 %.",
+        )
