@@ -21,6 +21,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,8 +46,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let loggers write their default folders where pytest cleans up."""
+    """Let loggers write where pytest cleans up, and hide pytest's arguments from LightningCLI."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["test"])
 
 
 @pytest.fixture(autouse=True)
