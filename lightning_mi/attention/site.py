@@ -1,0 +1,187 @@
+"""One attention that was computed inside a model: `Site`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["Site"]
+
+MASKED = 9000.0
+"""A key whose logit lies this far below the row's best is masked: no head has such logits by its
+own means, and every masking constant in use (-1e4, -1e9, the least float, -inf) does."""
+
+
+@dataclass(eq=False)
+class Site:
+    """One attention, in one forward pass.
+
+    Heads are written out: ``q`` and ``z`` are ``[batch, head, position, d_head]``; ``k`` and ``v``
+    are ``[batch, kv_head, position, d_head]``, each serving ``head // kv_head`` query heads.
+    Tensors are those of the model's own graph, so gradients can be taken with respect to ``z``
+    (and, where the model hands them over unchanged, ``q``, ``k`` and ``v``).
+
+    Args:
+        module: Dotted name of the module it ran in.
+        q: Queries as they enter the kernel, hence after rotary embedding.
+        k: Keys, likewise.
+        v: Values.
+        z: Output of each head, before the output projection; after `tap`'s own edit.
+        scale: What q·k is multiplied by.
+        mask: Boolean (True = may attend) or additive, broadcastable to
+            ``[batch, head, query, key]``; None if there is none.
+        causal: Whether the kernel itself keeps queries from later keys (besides ``mask``).
+        softcap: c where logits are passed through c·tanh(·/c), else None.
+        cross: Whether keys come from another sequence than queries.
+        probabilities: The pattern, where the model itself computed one.
+        normalizers: Row log-sum-exp of the logits ``[batch, head, query]``, where a kernel gave it.
+        replay: Computes the pattern once more from q and k; kept for the full check only.
+    """
+
+    module: str
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    z: Tensor
+    scale: float
+    mask: Tensor | None = None
+    causal: bool = False
+    softcap: float | None = None
+    cross: bool = False
+    probabilities: Tensor | None = None
+    normalizers: Tensor | None = None
+    replay: Callable[[], Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def heads(self) -> int:
+        """Number of query heads."""
+        return self.z.shape[1]
+
+    def logits(self, examples: slice = slice(None), queries: slice = slice(None)) -> Tensor:
+        """Return scale·q·k plus the mask, in single precision at least.
+
+        Only for attention whose pattern the model does not compute itself.
+
+        Args:
+            examples: Which examples.
+            queries: Which query positions; ``slice`` with a start and a stop.
+
+        Returns:
+            Shape ``[example, head, query, key]``, −inf where masked.
+        """
+        rows = range(*queries.indices(self.q.shape[2]))
+        scores = grouped_product(self.q[examples, :, queries], self.k[examples].mT) * self.scale
+        if self.causal:
+            columns = torch.arange(self.k.shape[2], device=scores.device)
+            later = columns > torch.arange(rows.start, rows.stop, device=scores.device)[:, None]
+            scores = scores.masked_fill(later, -math.inf)
+        mask = self._mask(examples, queries)
+        if mask is None:
+            return scores
+        if mask.dtype == torch.bool:
+            return scores.masked_fill(~mask, -math.inf)
+        return scores + mask
+
+    def pattern(self, examples: slice = slice(None), queries: slice = slice(None)) -> Tensor:
+        """Return the attention pattern: who looks where.
+
+        It is the model's own where the model computes one, else recomputed from q, k, mask and
+        scale in single precision at least. A row that may look nowhere is zero.
+
+        Args:
+            examples: Which examples.
+            queries: Which query positions.
+
+        Returns:
+            Shape ``[example, head, query, key]``; rows add up to 1 (less where the model keeps a
+            sink logit of its own).
+        """
+        if self.probabilities is not None:
+            return widened(self.probabilities[examples, :, queries])
+        logits = self.logits(examples, queries)
+        return safe_softmax(logits)
+
+    def reachable(self) -> Tensor | None:
+        """Return which keys a query may look at at all.
+
+        Returns:
+            Boolean ``[1 or batch, 1 or head, query, key]``, or None where every key is reachable.
+        """
+        mask = self._mask(slice(None), slice(None))
+        if mask is not None and mask.dtype != torch.bool:
+            mask = within(mask)
+        if self.causal:
+            size = (self.q.shape[2], self.k.shape[2])
+            lower = torch.ones(size, dtype=torch.bool, device=self.q.device).tril()[None, None]
+            mask = lower if mask is None else mask & lower
+        if mask is None:
+            return None
+        return mask.expand(*mask.shape[:2], self.q.shape[2], self.k.shape[2])
+
+    def _mask(self, examples: slice, queries: slice) -> Tensor | None:
+        if self.mask is None:
+            return None
+        mask = self.mask.reshape((1,) * (4 - self.mask.ndim) + tuple(self.mask.shape))
+        mask = mask if mask.shape[0] == 1 else mask[examples]
+        return mask if mask.shape[2] == 1 else mask[:, :, queries]
+
+
+def grouped_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return left @ right where each head of ``right`` serves several of ``left``.
+
+    Args:
+        left: Shape ``[batch, head, n, m]``.
+        right: Shape ``[batch, kv_head, m, p]``.
+
+    Returns:
+        Shape ``[batch, head, n, p]``, in single precision at least. Nothing is copied.
+    """
+    left, right = widened(left), widened(right)
+    batch, heads, rows, inner = left.shape
+    groups = right.shape[1]
+    if groups == heads:
+        return left @ right
+    product = left.reshape(batch, groups, heads // groups * rows, inner) @ right
+    return product.reshape(batch, heads, rows, right.shape[-1])
+
+
+def widened(values: Tensor) -> Tensor:
+    """Return half-precision values in single precision, others as they are.
+
+    Args:
+        values: Any tensor.
+
+    Returns:
+        The tensor.
+    """
+    return values.float() if values.element_size() < 4 else values
+
+
+def safe_softmax(logits: Tensor) -> Tensor:
+    """Return softmax over the last axis, and zero for a row of −inf only.
+
+    Args:
+        logits: Any shape.
+
+    Returns:
+        The same shape.
+    """
+    nowhere = (logits == -math.inf).all(-1, keepdim=True)
+    return logits.masked_fill(nowhere, 0.0).softmax(-1).masked_fill(nowhere, 0.0)
+
+
+def within(logits: Tensor) -> Tensor:
+    """Return which entries are not masked, judged by their distance from the row's best.
+
+    Args:
+        logits: Masked logits, or an additive mask.
+
+    Returns:
+        Boolean, the same shape.
+    """
+    best = logits.amax(-1, keepdim=True)
+    return (best - logits < MASKED) & (best > -math.inf)
