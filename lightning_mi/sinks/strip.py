@@ -1,0 +1,132 @@
+"""A prompt, each token on a colour that says how much it matters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..record import Panel, Record
+from .canvas import HAIR, INK, RGB, SOFT, Canvas, Pixels, below, blend, ink_on, signed
+from .texts import labels, raw_rows, rows_of_texts, visible
+
+__all__ = ["draw_strips", "floor_of_strip", "is_signed", "row_shares"]
+
+EXAMPLES, TOKENS = 4, 256
+"""So many are drawn; the run folder has all."""
+
+WIDTH, LINE, TOP = 880, 24, 20
+
+
+def draw_strips(records: Sequence[Record], scale: float) -> Pixels:
+    """Draw the first examples of one or more panels.
+
+    Args:
+        records: Panels of axes (example, position).
+        scale: Value of full colour.
+
+    Returns:
+        The picture.
+    """
+    strips = []
+    for record in records:
+        texts, sign = rows_of_texts(record.panel), is_signed(record.panel)
+        names = labels(record.panel, record.panel.axes[0])
+        for i, values in enumerate(row_shares(record.panel)[:EXAMPLES]):
+            pieces = texts[i] if texts is not None else [""] * len(values)
+            target = _target(record.panel, i, len(values))
+            title = f"{record.what} · {record.panel.axes[0].replace('_', ' ')} {names[i]}"
+            strips.append(_draw(title, pieces, [_colour(v / scale, sign) for v in values], target))
+    return below(strips, 10)
+
+
+def is_signed(panel: Panel) -> bool:
+    """Say whether values support and oppose.
+
+    Args:
+        panel: The panel.
+
+    Returns:
+        What its convention says under ``"signed"``, else whether a value is negative.
+    """
+    said = panel.convention.get("signed")
+    return bool((panel.values < 0).any()) if said is None else bool(said)
+
+
+def row_shares(panel: Panel) -> list[list[float]]:
+    """Return signed values as they are, others as shares of their example's sum.
+
+    Args:
+        panel: Any panel with at least one axis; all but the last are flattened.
+
+    Returns:
+        One list for each row.
+    """
+    rows = raw_rows(panel)
+    if is_signed(panel):
+        return rows
+    totals = [sum(value for value in row if math.isfinite(value)) or 1.0 for row in rows]
+    return [[value / total for value in row] for row, total in zip(rows, totals, strict=True)]
+
+
+def floor_of_strip(panel: Panel) -> float:
+    """Return the least value of full colour, so that noise doesn't look like a finding.
+
+    Args:
+        panel: The panel.
+
+    Returns:
+        Three times an even share; 0.5 for signed values in logits or nats.
+    """
+    if not is_signed(panel):
+        return 3 / max(panel.values.shape[-1], 1)
+    return 0.5 if panel.unit in ("logits", "nats") else 1e-12
+
+
+def _colour(value: float, with_sign: bool) -> RGB | None:
+    if not math.isfinite(value):
+        return None
+    return signed(value) if with_sign else blend(INK, value)
+
+
+def _target(panel: Panel, example: int, length: int) -> int | None:
+    said: Any = panel.convention.get("target_position")
+    if isinstance(said, list):
+        said = said[example] if example < len(said) else None
+    return int(said) % length if isinstance(said, int | float) and length else None
+
+
+def _draw(
+    title: str, pieces: Sequence[str], colours: Sequence[RGB | None], target: int | None
+) -> Pixels:
+    drawn = [visible(piece) for piece in pieces[:TOKENS]]
+    places, bottom = _place(drawn)
+    canvas = Canvas(WIDTH, bottom + 4)
+    hidden = len(pieces) - len(drawn)
+    canvas.text(
+        (0, 2), title + (f" (first {TOKENS} of {len(pieces)} tokens)" if hidden else ""), SOFT, 11
+    )
+    for i, (x, y, width) in enumerate(places):
+        colour = colours[i]
+        if colour is None:
+            canvas.hatch(x, y, (width, LINE - 3))
+        else:
+            canvas.box(x, y, (width, LINE - 3), colour, HAIR)
+        canvas.text((x + 3, y + 3), drawn[i], ink_on(colour) if colour else INK, 12)
+        if i == target:
+            canvas.line((x, y + LINE - 3), (x + width - 1, y + LINE - 3), INK, 3)
+    return canvas.pixels()
+
+
+def _place(pieces: Sequence[str]) -> tuple[list[tuple[int, int, int]], int]:
+    """Set boxes line by line, as text runs."""
+    ruler = Canvas(1, 1)
+    places: list[tuple[int, int, int]] = []
+    x, y = 0, TOP
+    for piece in pieces:
+        width = min(max(ruler.width_of(piece) + 6, 10), WIDTH)
+        if x + width > WIDTH:
+            x, y = 0, y + LINE
+        places.append((x, y, width))
+        x += width + 1
+    return places, y + LINE

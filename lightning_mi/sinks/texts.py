@@ -1,0 +1,118 @@
+"""Labels of a panel as people read them: tokens and examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..record import Panel
+
+__all__ = ["labels", "raw_rows", "readable", "rows_of_texts", "visible"]
+
+MARKS = ("Ġ", "Ċ")
+"""How byte-level vocabularies write a space and a line's end; hardly ever seen in real text."""
+
+
+def readable(pieces: Sequence[str]) -> list[str]:
+    r"""Turn pieces of a byte-level vocabulary into text; leave other pieces as they are.
+
+    Args:
+        pieces: Tokens as text, or as a byte-level vocabulary writes them.
+
+    Returns:
+        As many texts.
+
+    Example:
+        >>> readable(["In", "Ġthe", "Ċ"]), readable(["é", " b"])
+        (['In', ' the', '\n'], ['é', ' b'])
+    """
+    if not any(mark in piece for piece in pieces for mark in MARKS):
+        return [piece.replace("▁", " ") for piece in pieces]
+    table = _bytes_of_characters()
+    return [_decoded(piece, table) for piece in pieces]
+
+
+def visible(text: str) -> str:
+    r"""Show what is invisible in a token.
+
+    Args:
+        text: A token.
+
+    Returns:
+        The token with signs for line ends and tabs.
+
+    Example:
+        >>> visible("a\n")
+        'a⏎'
+    """
+    return text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "")
+
+
+def rows_of_texts(panel: Panel) -> list[list[str]] | None:
+    """Return the texts along the last axis, for each entry along the others.
+
+    Args:
+        panel: A panel whose last axis is of tokens.
+
+    Returns:
+        One list for each row of ``values.flatten(0, -2)``, or None if the panel has no such labels.
+    """
+    axis = panel.axes[-1]
+    rows = 1
+    for length in panel.values.shape[:-1]:
+        rows *= length
+    for key, found in panel.coords.items():
+        if key.split(",")[-1] == axis:
+            nested = _flat_rows(found, len(key.split(",")))
+            repeats = max(rows // max(len(nested), 1), 1)
+            return [readable(row) for row in (nested * repeats)[:rows]]
+    return None
+
+
+def raw_rows(panel: Panel) -> list[list[float]]:
+    """Return the values along the last axis, for each entry along the others.
+
+    Args:
+        panel: A panel with at least one axis.
+
+    Returns:
+        One list for each row.
+    """
+    last = panel.values.shape[-1]
+    rows: list[list[float]] = panel.values.double().reshape(-1, last).tolist() if last else []
+    return rows
+
+
+def labels(panel: Panel, axis: str) -> list[str]:
+    """Return the labels along an axis, or the numbers from 0.
+
+    Args:
+        panel: The panel.
+        axis: One of its axes.
+
+    Returns:
+        One text for each entry.
+    """
+    own = panel.coords.get(axis)
+    return [str(label) for label in (range(panel.size[axis]) if own is None else own)]
+
+
+def _flat_rows(nested: Any, depth: int) -> list[list[str]]:
+    if depth == 1:
+        return [["" if piece is None else str(piece) for piece in nested]]
+    return [row for part in nested for row in _flat_rows(part, depth - 1)]
+
+
+def _decoded(piece: str, table: dict[str, int]) -> str:
+    if any(character not in table for character in piece):
+        return piece
+    return bytes(table[character] for character in piece).decode("utf-8", errors="replace")
+
+
+def _bytes_of_characters() -> dict[str, int]:
+    """Invert the byte-level alphabet: printable bytes are themselves, the rest follow U+0100."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in set(kept)]
+    table = {chr(byte): byte for byte in kept}
+    table.update({chr(256 + i): byte for i, byte in enumerate(others)})
+    return table
