@@ -68,7 +68,7 @@ class Session:
             return
         self._resume()
         self.run = Run.create(self._own_folder(), facts(trainer, model))
-        self._continue(trainer.global_step)
+        self._continue()
         if self.batch is None:
             self.batch = self.run.batch()  # a resumed run goes on with the batch it had
         self.sinks = sinks_for(trainer.loggers)
@@ -88,8 +88,9 @@ class Session:
             folder = self.folder.with_name(f"{self.folder.name}-v{version}")
         return folder
 
-    def _continue(self, step: int) -> None:
+    def _continue(self) -> None:
         """Bring the records of the interrupted run along, where it lies in another folder."""
+        step = int(self.restored.get("step") or 0)  # the Trainer does not know it yet
         before = self.restored.get("run")
         if before is None or self.run is None or Path(before) == self.run.path:
             return
@@ -213,6 +214,7 @@ class Session:
         rates = {} if trainer is None or model is None else self.learning_rates(trainer, model)
         return {
             STATE_MARK: 1,
+            "step": 0 if trainer is None else trainer.global_step,
             "samples": self.samples,
             "tokens": self.tokens,
             "learning_rates": rates,

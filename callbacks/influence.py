@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 from datetime import timedelta
@@ -176,6 +177,5 @@ def _count(candidates: int | Sequence[int] | None) -> int:
 
 def _say(trainer: Trainer, text: str) -> None:
     if trainer.is_global_zero:
-        import logging
-
-        logging.getLogger("lightning_mi").info(text)
+        # A child of the Trainer's own logger, so that it is shown as Lightning's messages are.
+        logging.getLogger(type(trainer).__module__).info(text)

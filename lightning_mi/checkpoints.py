@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch import moved
+from .comparison import agreement
 from .errors import ArgumentError, ModelError
 from .isolation import unwrapped
 from .measurement import Context, IndexedData, Measurement, check_names, measure
@@ -180,9 +181,8 @@ def sweep(
             learning_rates=state.learning_rates,
             decode=decode,
         )
-        target.write_all(
-            measure(copied, chosen, context=context, source="sweep", weights=weights)
-        )
+        records = measure(copied, chosen, context=context, source="sweep", weights=weights)
+        target.write_all([*records, *agreement(records)])
     return target
 
 
