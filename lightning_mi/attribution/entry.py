@@ -218,7 +218,8 @@ def _finding(
             return None
         if id(table) not in lookups:
             straight = output.transpose(0, 1) if turned else output
-            leaf = straight.detach().reshape(*ids.shape, -1).clone().requires_grad_(graph)
+            leaf = straight.detach().reshape(*ids.shape, -1).contiguous().clone()
+            leaf.requires_grad_(graph)
             lookups[id(table)] = (Lookup(table, leaf.shape[-1]), leaf)
         lookup, leaf = lookups[id(table)]
         lookup.calls[number] = turned
@@ -246,8 +247,10 @@ def _is_turned(called: Tensor, ids: Tensor) -> bool | None:
     if called.numel() != ids.numel():
         return None
     straight, turned = _same(called, ids, False), _same(called, ids, True)
-    if straight and turned and _shares(called, ids) and called.shape == ids.shape:
-        return called.stride() != ids.stride()  # A symmetric square: only the memory can tell.
+    if straight and turned:  # Equal values on both sides: the form tells, or else the memory.
+        if called.shape == ids.shape and _shares(called, ids):
+            return called.stride() != ids.stride()
+        return called.shape != ids.shape
     return False if straight else (True if turned else None)
 
 

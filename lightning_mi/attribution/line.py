@@ -66,7 +66,7 @@ class Line:
     def _sum(self, alphas: Tensor, weights: Tensor, rows: Tensor, many: int) -> Tensor:
         whole = len(rows) == len(self.rows)
         start, way = (self.start, self.way) if whole else (self.start[rows], self.way[rows])
-        total = torch.zeros_like(way)
+        total = way.new_zeros(way.shape)  # Contiguous, whatever the form of the inputs.
         for points, weight in _portions(start, way, alphas, weights, many):
             gradient = self._gradient(points, rows).reshape(len(weight), -1)
             # In place and without a graph, so that memory stays what one pass needs.

@@ -67,7 +67,10 @@ class Attribution:
         convention = {"method": self.method, **self.convention, **self._asked(texts)}
         shown = {"display": {"picture": _picture(self.axes)}}
         coords = self._coords(texts)
-        panels = {"values": Panel(self.values, self.axes, coords, self.unit, convention | shown)}
+        values = self.values
+        if values.ndim > len(self.axes):  # More axes than there are names: one long last one.
+            values = values.flatten(len(self.axes) - 1)
+        panels = {"values": Panel(values, self.axes, coords, self.unit, convention | shown)}
         unit = self.convention.get("target_unit", "1")
         for name, each in (
             ("target", unit),
