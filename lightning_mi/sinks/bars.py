@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..record import Panel, Record
 from .canvas import HAIR, INK, SOFT, Canvas, Pixels, below, signed
-from .texts import labels, visible
+from .texts import labels, title, visible
 
 __all__ = ["draw_bars", "mean_over_examples"]
 
@@ -52,7 +52,7 @@ def _draw(record: Record, scale: float) -> Pixels:
     canvas = Canvas(WIDTH, 22 + LINE * min(len(order), BARS) + 4)
     n = panel.values.numel() // max(len(values), 1)
     rest = f"; {len(order) - BARS} smaller ones not shown" if len(order) > BARS else ""
-    canvas.text((0, 2), f"{record.what}, mean of {n}{rest}", SOFT, 11)
+    canvas.text((0, 2), f"{title(record)}, mean of {n}{rest}", SOFT, 11)
     for row, i in enumerate(order[:BARS]):
         _bar(canvas, 22 + row * LINE, (names[i], values[i]), scale)
     return canvas.pixels()

@@ -6,10 +6,11 @@ figure costs many times the time of an image. There is nothing to close, and no 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +97,6 @@ class Canvas:
 
         self.image = Image.new("RGB", (max(width, 1), max(height, 1)), PAPER)
         self._draw = ImageDraw.Draw(self.image)
-        self._fonts: dict[int, Any] = {}
 
     def box(
         self, x: int, y: int, size: tuple[int, int], fill: RGB, edge: RGB | None = None
@@ -146,7 +146,7 @@ class Canvas:
             colour: Its colour.
             size: Height of the font.
         """
-        self._draw.text(at, words, fill=colour, font=self._font(size))
+        self._draw.text(at, words, fill=colour, font=_font(size))
 
     def centred(self, box: tuple[int, int, int, int], words: str, colour: RGB, size: int) -> None:
         """Write words in the middle of a box.
@@ -159,7 +159,7 @@ class Canvas:
         """
         x, y, width, height = box
         middle = (x + width / 2, y + height / 2)
-        self._draw.text(middle, words, fill=colour, font=self._font(size), anchor="mm")
+        self._draw.text(middle, words, fill=colour, font=_font(size), anchor="mm")
 
     def width_of(self, words: str, size: int = 12) -> int:
         """Return how wide words are.
@@ -171,7 +171,7 @@ class Canvas:
         Returns:
             Pixels.
         """
-        return round(self._draw.textlength(words, font=self._font(size)))
+        return round(self._draw.textlength(words, font=_font(size)))
 
     def pixels(self) -> Pixels:
         """Return what was drawn.
@@ -180,11 +180,6 @@ class Canvas:
             Array of shape (height, width, 3).
         """
         return np.array(self.image, dtype=np.uint8)
-
-    def _font(self, size: int) -> Any:
-        if size not in self._fonts:
-            self._fonts[size] = _load_font(size)
-        return self._fonts[size]
 
 
 def beside(pictures: Sequence[Pixels], gap: int = 16) -> Pixels:
@@ -224,7 +219,8 @@ def _unit(colour: RGB) -> list[float]:
     return [channel / 255 for channel in colour]
 
 
-def _load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Take the font that matplotlib brings, for its many characters; matplotlib stays unloaded."""
     from PIL import ImageFont
 
@@ -232,5 +228,5 @@ def _load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     for folder in (package.submodule_search_locations or []) if package else []:
         path = Path(folder) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
         if path.exists():
-            return ImageFont.truetype(str(path), size)
+            return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
     return ImageFont.load_default(size)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ..record import Panel, Record
 from .canvas import RGB, ink_on, signed
-from .texts import labels, raw_rows, rows_of_texts, visible
+from .texts import labels, raw_rows, rows_of_texts, title, visible
 
 __all__ = ["examples_html", "examples_markdown"]
 
@@ -32,7 +32,7 @@ def examples_html(records: Sequence[Record], scale: float) -> str:
     """
     parts = [f'<div style="{STYLE}">']
     for record in records:
-        parts.append(f"<h4>{html.escape(record.what)}, step {record.step}</h4>")
+        parts.append(f"<h4>{html.escape(title(record))}, step {record.step}</h4>")
         for name, shares, pieces in _rows(record.panel):
             tokens = "".join(
                 _token(share, piece, scale) for share, piece in zip(shares, pieces, strict=False)
@@ -52,7 +52,7 @@ def examples_markdown(records: Sequence[Record]) -> str:
     """
     lines = []
     for record in records:
-        lines.append(f"**{record.what}, step {record.step}**\n")
+        lines.append(f"**{title(record)}, step {record.step}**\n")
         for name, shares, pieces in _rows(record.panel):
             order = sorted(range(len(shares)), key=lambda i: -abs(_finite(shares[i])))
             words = [

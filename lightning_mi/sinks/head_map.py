@@ -21,7 +21,7 @@ from .canvas import (
     ink_on,
     signed,
 )
-from .texts import labels
+from .texts import labels, title
 
 __all__ = ["chance", "draw_head_maps", "top_head"]
 
@@ -85,7 +85,7 @@ def _draw(record: Record) -> Pixels:
     cell = max(6, min(38, 420 // heads))
     left, top = 34, 54
     canvas = Canvas(max(left + cell * heads + 4, 236), top + cell * layers + 4)
-    canvas.text((left, 2), record.what.replace("_", " "), HUES.get(record.what, INK), 14)
+    canvas.text((left, 2), title(record), HUES.get(record.what, INK), 14)
     canvas.text((left, 20), _scale_words(panel), SOFT, 10)
     _name_axes(canvas, panel, (left, top, cell))
     for layer, row in enumerate(panel.values.double().tolist()):

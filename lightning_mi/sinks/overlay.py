@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..record import Record
-from .canvas import BLUE, INK, ORANGE, PAPER, Canvas, Pixels, below, beside
+from .canvas import BLUE, HAIR, INK, ORANGE, PAPER, Canvas, Pixels, below, beside
 from .strip import is_signed
-from .texts import labels
+from .texts import labels, title
 
 __all__ = ["draw_overlays", "largest_pixel"]
 
@@ -37,7 +37,7 @@ def draw_overlays(records: Sequence[Record], scale: float, inputs: Record | None
         drawn = [
             _titled(
                 _heat(heat[i], scale, is_signed(record.panel), grey[i]),
-                f"{record.what} · {axis.replace('_', ' ')} {labels(record.panel, axis)[i]}",
+                f"{title(record)} · {axis.replace('_', ' ')} {labels(record.panel, axis)[i]}",
             )
             for i in range(min(len(heat), EXAMPLES))
         ]
@@ -82,7 +82,9 @@ def _heat(values: Tensor, scale: float, with_sign: bool, grey: Tensor | None) ->
     mixed = paper + (hue - paper) * strength.abs()[..., None]
     times = max(1, PIXELS // max(values.shape))
     big = mixed.repeat_interleave(times, 0).repeat_interleave(times, 1)
-    return big.round().to(torch.uint8).numpy()
+    pixels: Pixels = big.round().to(torch.uint8).numpy()
+    pixels[[0, -1]] = pixels[:, [0, -1]] = HAIR
+    return pixels
 
 
 def _paper(values: Tensor) -> Tensor:
@@ -99,6 +101,6 @@ def _faint(grey: Tensor) -> Tensor:
 
 def _titled(picture: Pixels, words: str) -> Pixels:
     ruler = Canvas(1, 1)
-    title = Canvas(max(picture.shape[1], ruler.width_of(words, 11) + 2), 16)
-    title.text((0, 1), words, INK, 11)
-    return below([title.pixels(), picture], 2)
+    head = Canvas(max(picture.shape[1], ruler.width_of(words, 11) + 2), 16)
+    head.text((0, 1), words, INK, 11)
+    return below([head.pixels(), picture], 2)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..record import Panel, Record
 from .canvas import HAIR, INK, RGB, SOFT, Canvas, Pixels, below, blend, ink_on, signed
-from .texts import labels, raw_rows, rows_of_texts, visible
+from .texts import labels, raw_rows, rows_of_texts, title, visible
 
 __all__ = ["draw_strips", "floor_of_strip", "is_signed", "row_shares"]
 
@@ -35,8 +35,8 @@ def draw_strips(records: Sequence[Record], scale: float) -> Pixels:
         for i, values in enumerate(row_shares(record.panel)[:EXAMPLES]):
             pieces = texts[i] if texts is not None else [""] * len(values)
             target = _target(record.panel, i, len(values))
-            title = f"{record.what} · {record.panel.axes[0].replace('_', ' ')} {names[i]}"
-            strips.append(_draw(title, pieces, [_colour(v / scale, sign) for v in values], target))
+            words = f"{title(record)} · {record.panel.axes[0].replace('_', ' ')} {names[i]}"
+            strips.append(_draw(words, pieces, [_colour(v / scale, sign) for v in values], target))
     return below(strips, 10)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
-from ..record import Panel
+from ..record import Panel, Record
 
-__all__ = ["labels", "raw_rows", "readable", "rows_of_texts", "visible"]
+__all__ = ["labels", "raw_rows", "readable", "rows_of_texts", "title", "visible"]
 
 MARKS = ("Ġ", "Ċ")
 """How byte-level vocabularies write a space and a line's end; hardly ever seen in real text."""
@@ -69,6 +70,19 @@ def rows_of_texts(panel: Panel) -> list[list[str]] | None:
     return None
 
 
+def title(record: Record) -> str:
+    """Name a record in a picture.
+
+    Args:
+        record: The record.
+
+    Returns:
+        The panel's name, or the measurement's where the panel is just its values.
+    """
+    words = record.measurement if record.what == "values" else record.what
+    return words.replace("_", " ")
+
+
 def raw_rows(panel: Panel) -> list[list[float]]:
     """Return the values along the last axis, for each entry along the others.
 
@@ -109,6 +123,7 @@ def _decoded(piece: str, table: dict[str, int]) -> str:
     return bytes(table[character] for character in piece).decode("utf-8", errors="replace")
 
 
+@functools.cache
 def _bytes_of_characters() -> dict[str, int]:
     """Invert the byte-level alphabet: printable bytes are themselves, the rest follow U+0100."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
