@@ -6,8 +6,10 @@ import configparser
 import os
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -36,11 +38,11 @@ def in_tree() -> set[str]:
     return {".".join(path.parts) for path in found}
 
 
-def python(code: str, *, path: Path, cwd: Path) -> str:
-    """Run code in a fresh process that finds the package below `path` alone."""
+def python(code: str, *, path: Path, cwd: Path, options: Sequence[str] = ()) -> str:
+    """Run code in a fresh process that finds the package below `path` first."""
     environment = {**os.environ, "PYTHONPATH": str(path)}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
+        [sys.executable, "-W", "ignore", *options, "-c", code],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -201,14 +203,16 @@ def test_sdist_builds_a_wheel(
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="one interpreter is enough")
-def test_editable_install(tmp_path: Path, source: Path, options: configparser.ConfigParser) -> None:
+def test_editable_install(tmp_path: Path, source: Path) -> None:
     """In an environment of its own that sees the installed dependencies, and touches none."""
     site = tmp_path / "site"
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     command += ["--no-build-isolation", "--target", str(site), "--editable", str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    code = f"import site; site.addsitedir({str(site)!r}); import lightning_mi.callbacks as c; "
-    code += "print(c.__file__)"
-    where = python(code, path=tmp_path, cwd=tmp_path)
+    # Without the site module nothing but the new install can lead to the package.
+    folders = [str(site), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    code = f"import site, sys; sys.path += {folders}; site.addsitedir({str(site)!r})"
+    code += "; import lightning_mi.callbacks as c; print(c.__file__)"
+    where = python(code, path=tmp_path, cwd=tmp_path, options=["-S"])
     assert where == str(source / "callbacks" / "__init__.py")
