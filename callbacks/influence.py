@@ -15,6 +15,7 @@ from ..errors import ArgumentError
 from ..influence import TracIn
 from ..measurement import IndexedData
 from ..schedule import DEFAULT_STEPS
+from ..target import TargetOption
 from ..task import Task
 from ._base import LightningModule, Trainer
 from ._session import training_data
@@ -63,7 +64,7 @@ class InfluenceMonitor(MeasurementMonitor):
         *,
         candidates: int | list[int] | None = None,
         queries: int = 1,
-        query: Any = None,
+        query: TargetOption = None,
         top: int = 5,
         seed: int = 0,
         batch: Any = None,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..attribution import IntegratedGradients
+from ..target import TargetOption
 from ..task import Task
 from .monitor import MeasurementMonitor
 
@@ -46,8 +47,8 @@ class IntegratedGradientsMonitor(MeasurementMonitor):
     def __init__(
         self,
         *,
-        target: Any = None,
-        baseline: Any = None,
+        target: TargetOption = None,
+        baseline: float | int | None = None,
         tolerance: float = 0.01,
         max_steps: int = 16,
         examples: int | None = 2,

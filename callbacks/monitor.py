@@ -98,7 +98,7 @@ class MeasurementMonitor(Callback):
         check_names(self.measurements)
         self.batch, self.task, self.tokenizer = batch, task, tokenizer
         self.dirpath, self.report, self.precision = dirpath, report, precision
-        self.skipped = 0
+        self.skipped = self.failed = 0
         self._session: Session | None = None
         self._last_step = 0
         self._fired_at: int | None = None
@@ -428,10 +428,7 @@ class MeasurementMonitor(Callback):
         except Exception as error:
             if self._fired_at is None:
                 raise
-            warnings.warn(
-                f"{type(self).__name__}: step {step} was not measured ({error}); training goes on.",
-                stacklevel=2,
-            )
+            self._excuse(step, error)
             records = []
         self._fired_at, self._fired_time = step, time.monotonic()
         session.emit(records)
@@ -441,6 +438,15 @@ class MeasurementMonitor(Callback):
         session.measuring += self._cost
         if records:
             session.emit([session.overhead(records)])
+
+    def _excuse(self, step: int, error: Exception) -> None:
+        self.failed += 1
+        if self.failed == 1:
+            warnings.warn(
+                f"{type(self).__name__}: step {step} was not measured ({error}); training goes on, "
+                "and further failures are only counted.",
+                stacklevel=3,
+            )
 
     def _measure(
         self, trainer: Trainer, model: LightningModule, session: Session

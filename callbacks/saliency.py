@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..attribution import Saliency
-from ..target import TargetLike
+from ..target import TargetOption
 from ..task import Task
 from .monitor import MeasurementMonitor
 
@@ -44,7 +44,7 @@ class SaliencyMonitor(MeasurementMonitor):
     def __init__(
         self,
         *,
-        target: Any = None,
+        target: TargetOption = None,
         kind: Literal["absolute", "signed"] = "absolute",
         examples: int | None = None,
         batch: Any = None,

@@ -373,6 +373,8 @@ def describe(thing: Any) -> Any:
             "class_path": _path(type(thing)),
             "init_args": {k: v for k, v in arguments.items() if k in init and v is not None},
         }
+    if isinstance(thing, Task):
+        return {"class_path": _path(type(thing)), "init_args": describe(vars(thing))}
     if callable(thing) and hasattr(thing, "__qualname__"):
         return {"function": _path(thing)}
     size = {"length": len(thing)} if hasattr(thing, "__len__") else {}

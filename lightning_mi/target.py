@@ -26,6 +26,7 @@ __all__ = [
     "Margin",
     "Target",
     "TargetLike",
+    "TargetOption",
     "as_target",
 ]
 
@@ -206,6 +207,10 @@ class Custom:
                 do="Return one number for each example.",
             )
         return value
+
+
+TargetOption: TypeAlias = Logit | LogProbability | LogitDifference | Margin | Loss | int | None
+"""Targets that a YAML file can name; a protocol would hide their classes from its parser."""
 
 
 def as_target(target: TargetLike, task: Task | None = None) -> Target:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from .batch import (
     LABEL_KEYS,
@@ -18,10 +18,11 @@ from .batch import (
     input_key,
     labels_of,
     main_input,
+    tree_map,
     with_main_input,
 )
 from .errors import ArgumentError, ModelError
-from .isolation import untouched
+from .isolation import untouched, unwrapped
 
 __all__ = ["Classification", "NextToken", "Regression", "Task", "infer_task"]
 
@@ -29,7 +30,6 @@ IGNORED = -100
 """Label of a position or example that has none (torch's own convention)."""
 
 
-@dataclass(frozen=True)
 class Task:
     """Inputs from a batch, outputs from the model, an unreduced loss on outputs.
 
@@ -41,7 +41,21 @@ class Task:
             has no ``forward`` (a LightningModule whose ``training_step`` calls ``self.net``).
     """
 
-    module: str | None = None
+    # No dataclass: jsonargparse would then refuse subclasses of it in YAML.
+    def __init__(self, module: str | None = None) -> None:
+        self.module = module
+
+    def __repr__(self) -> str:
+        """Return the call that makes this task."""
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
+
+    def __eq__(self, other: object) -> bool:
+        """Tasks of one class with equal arguments are equal."""
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        """Hash class and arguments."""
+        return hash((type(self), *vars(self).items()))
 
     def inputs(self, batch: Any) -> Tensor:
         """Return the tensor that explanations are about.
@@ -151,7 +165,6 @@ class Task:
         return labels
 
 
-@dataclass(frozen=True)
 class Classification(Task):
     """One class for each example; the loss is the cross-entropy in nats.
 
@@ -177,7 +190,6 @@ class Classification(Task):
         return F.cross_entropy(outputs, labels.reshape(len(outputs)).long(), reduction="none")
 
 
-@dataclass(frozen=True)
 class Regression(Task):
     """A number or vector for each example; the loss is the mean squared error over its entries."""
 
@@ -195,14 +207,13 @@ class Regression(Task):
         return (outputs - labels).square().reshape(len(outputs), -1).mean(1)
 
 
-@dataclass(frozen=True)
 class NextToken(Task):
     """The next token at every position; the loss of an example is the mean over its known tokens.
 
     Labels are aligned with the outputs: ``labels[b, t]`` is the token that position t should
     predict, −100 where none is known. They come from the ids themselves; from ``labels`` of a
-    dictionary (Hugging Face's convention: not shifted); or from the second entry of a tuple
-    (shifted already, unless it equals the ids).
+    dictionary (Hugging Face's convention: not shifted); or from the last entry of a tuple or from
+    ``y`` or ``targets`` of a dictionary (shifted already, unless it equals the ids).
 
     Args:
         module: As in `Task`.
@@ -210,7 +221,9 @@ class NextToken(Task):
             but the last, whose prediction is then known at every position.
     """
 
-    drop_last_input: bool = False
+    def __init__(self, module: str | None = None, *, drop_last_input: bool = False) -> None:
+        super().__init__(module)
+        self.drop_last_input = drop_last_input
 
     def inputs(self, batch: Any) -> Tensor:
         """Return the ids that the model reads.
@@ -235,7 +248,7 @@ class NextToken(Task):
             Logits ``[example, position, token]``.
         """
         if self.drop_last_input:
-            batch = with_main_input(batch, self.inputs(batch))
+            batch = _without_last(batch, main_input(batch).shape)
         return run_model(self.network(model), batch)
 
     def with_inputs(self, batch: Any, inputs: Tensor) -> Any:
@@ -264,7 +277,7 @@ class NextToken(Task):
         ids, given = main_input(batch), labels_of(batch)
         if given is None or given.shape != ids.shape:
             labels = _next(ids)
-        elif isinstance(batch, Mapping) or _is_same(ids, given):
+        elif _has_unshifted_key(batch) or _is_same(ids, given):
             labels = _next(given)
         else:
             labels = given
@@ -318,6 +331,8 @@ def run_model(network: nn.Module, batch: Any) -> Tensor:
     """
     names = _parameters(network)
     options: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
+    if names == {"batch"}:
+        return _tensor(network(batch))
     if isinstance(batch, Mapping):
         taken = {k: v for k, v in batch.items() if k in names and k not in LABEL_KEYS}
         if taken:
@@ -346,15 +361,13 @@ def infer_task(model: nn.Module, batch: Any) -> Task:
         ArgumentError: If what was seen fits none of them; the message names it.
         ModelError: If the model cannot be called.
     """
-    module = _callable_module(model)
+    module = _callable_module(unwrapped(model))
     inputs, labels = main_input(batch), labels_of(batch)
-    with untouched(model) as plain, torch.no_grad():
+    with untouched(model) as plain, torch.no_grad(), _CheckedLookups():
         outputs, dropped = _first_outputs(plain, batch, module)
-    is_ids = not inputs.is_floating_point()
-    if is_ids and inputs.ndim == 2 and outputs.ndim == 3:
+    if dropped or _fit_next_token(inputs, outputs):
         return NextToken(module, drop_last_input=dropped)
-    per_example = labels is not None and labels.numel() == batch_size(batch)
-    if labels is not None and not labels.is_floating_point() and per_example:
+    if labels is not None and _fit_classes(outputs, labels, batch_size(batch)):
         return Classification(module)
     if labels is not None and labels.is_floating_point() and labels.numel() == outputs.numel():
         return Regression(module)
@@ -367,19 +380,59 @@ def infer_task(model: nn.Module, batch: Any) -> Task:
     )
 
 
+def _fit_next_token(inputs: Tensor, outputs: Tensor) -> bool:
+    is_ids = not inputs.is_floating_point() and inputs.ndim == 2
+    return is_ids and outputs.ndim == 3 and outputs.shape[:2] == inputs.shape
+
+
+def _fit_classes(outputs: Tensor, labels: Tensor, size: int) -> bool:
+    if labels.is_floating_point() or labels.numel() != size or outputs.ndim > 2:
+        return False
+    classes = max(2, outputs.shape[1] if outputs.ndim == 2 else 1)
+    return outputs.shape[0] == size and bool((labels < classes).all())
+
+
 def _first_outputs(model: nn.Module, batch: Any, module: str | None) -> tuple[Tensor, bool]:
+    # Any error of the user's code, an assert included, may say that a window is too long.
     try:
         return Task(module).outputs(model, batch), False
-    except (IndexError, RuntimeError, ValueError) as error:
-        ids = main_input(batch)
-        if ids.is_floating_point() or ids.ndim != 2 or ids.shape[1] < 2:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        shorter = _outputs_without_last(model, batch, module)
+        if shorter is None:
             raise ModelError(_cannot_call(model, batch, error)) from error
-        try:  # Windows of one token more than the model reads are usual in language modelling.
-            return NextToken(module, drop_last_input=True).outputs(model, batch), True
-        except (IndexError, RuntimeError, ValueError):
-            raise ModelError(_cannot_call(model, batch, error)) from error
-    except (TypeError, NotImplementedError) as error:
-        raise ModelError(_cannot_call(model, batch, error)) from error
+        return shorter, True
+
+
+def _outputs_without_last(model: nn.Module, batch: Any, module: str | None) -> Tensor | None:
+    """Windows of one token more than the model reads are usual in language modelling."""
+    ids = main_input(batch)
+    if ids.is_floating_point() or ids.ndim != 2 or ids.shape[1] < 2:
+        return None
+    try:
+        outputs = NextToken(module, drop_last_input=True).outputs(model, batch)
+    except Exception:
+        return None
+    return outputs if _fit_next_token(ids[:, :-1], outputs) else None
+
+
+class _CheckedLookups(TorchFunctionMode):
+    """Refuse ids beyond an embedding's end before the kernel does: on a GPU that ends the process.
+
+    So a position too many can be tried, and answered, on any device.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.embedding:
+            named = dict(zip(("input", "weight"), args, strict=False)) | kwargs
+            ids, rows = named["input"], len(named["weight"])
+            if ids.numel() and (int(ids.max()) >= rows or int(ids.min()) < 0):
+                raise IndexError(f"index {int(ids.max())} in an embedding of {rows} rows")
+        return func(*args, **kwargs)
 
 
 def _cannot_call(model: nn.Module, batch: Any, error: Exception) -> str:
@@ -394,7 +447,7 @@ def _callable_module(model: nn.Module) -> str | None:
     """Return None where the model has a forward, else the name of its only network."""
     if _has_forward(model):
         return None
-    found = [n for n, m in model.named_children() if any(True for _ in m.parameters())]
+    found = _networks(model)
     if len(found) == 1:
         return found[0]
     raise ModelError(
@@ -406,6 +459,8 @@ def _callable_module(model: nn.Module) -> str | None:
 
 def _has_forward(model: nn.Module) -> bool:
     # nn.Module sets a function that raises; LightningModule's forward only calls that one.
+    if "forward" in vars(model):
+        return True
     forward = type(model).forward
     lightning = ("pytorch_lightning.core.module", "lightning.pytorch.core.module")
     return forward is not nn.Module.forward and forward.__module__ not in lightning
@@ -413,9 +468,18 @@ def _has_forward(model: nn.Module) -> bool:
 
 def _parameters(network: nn.Module) -> set[str]:
     try:
-        return set(inspect.signature(network.forward).parameters)
+        found = inspect.signature(network.forward).parameters
     except (TypeError, ValueError):
         return set()
+    if all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in found.values()):
+        # forward(self, **inputs) hands everything on, to the only network there is.
+        inner = _networks(network)
+        return _parameters(network.get_submodule(inner[0])) if len(inner) == 1 else set(found)
+    return set(found)
+
+
+def _networks(model: nn.Module) -> list[str]:
+    return [n for n, m in model.named_children() if any(True for _ in m.parameters())]
 
 
 def _with_positions(taken: dict[str, Any], names: set[str]) -> dict[str, Any]:
@@ -444,6 +508,17 @@ def _tensor(output: Any) -> Tensor:
         f"model: expected an output that is or holds a tensor, got {type(output).__name__}. "
         "Pass a Task whose outputs(model, batch) returns the tensor."
     )
+
+
+def _without_last(batch: Any, shape: torch.Size) -> Any:
+    """Cut the last position off everything that has the shape of the ids, masks included."""
+    return tree_map(
+        lambda v: v[:, :-1] if isinstance(v, Tensor) and v.shape == shape else v, batch
+    )
+
+
+def _has_unshifted_key(batch: Any) -> bool:
+    return isinstance(batch, Mapping) and batch.get("labels") is not None
 
 
 def _next(ids: Tensor) -> Tensor:

@@ -10,12 +10,18 @@ import pytest
 import yaml
 from cases import PACKAGES
 
+from lightning_mi import NextToken
+
 CALLBACKS = [
     {"class_path": "lightning_mi.callbacks.HeadMonitor", "init_args": {"every_n_train_steps": 7}},
-    {"class_path": "lightning_mi.callbacks.SaliencyMonitor", "init_args": {"kind": "signed"}},
+    {"class_path": "lightning_mi.callbacks.SaliencyMonitor", "init_args": {"kind": "signed", "target": 3}},
     {
         "class_path": "lightning_mi.callbacks.IntegratedGradientsMonitor",
-        "init_args": {"max_steps": 8, "at_steps": [1, 2]},
+        "init_args": {
+            "max_steps": 8,
+            "at_steps": [1, 2],
+            "target": {"class_path": "lightning_mi.LogitDifference", "init_args": {"other": 2}},
+        },
     },
     {"class_path": "lightning_mi.callbacks.InfluenceMonitor", "init_args": {"candidates": 16}},
     {
@@ -54,6 +60,9 @@ def test_callbacks_from_yaml(package: str, tmp_path: Any) -> None:
     ours = {type(c).__name__: c for c in built.trainer.callbacks}
     assert ours["HeadMonitor"].schedule.every_n_train_steps == 7
     assert ours["SaliencyMonitor"].measurements[0].kind == "signed"
+    assert ours["SaliencyMonitor"].measurements[0].target == 3
+    assert ours["IntegratedGradientsMonitor"].measurements[0].target.other == 2
+    assert ours["MeasurementMonitor"].task == NextToken()
     assert ours["IntegratedGradientsMonitor"].schedule.at_steps == (1, 2)
     assert ours["InfluenceMonitor"].measurements[0].candidates == 16
     assert ours["MeasurementMonitor"].measurements[0].name == "second"

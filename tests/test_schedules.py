@@ -120,7 +120,7 @@ def test_resumed_run_has_each_step_once(same_folder: bool, tmp_path: Any) -> Non
 def test_later_failure_is_a_warning_first_one_an_error(tmp_path: Any) -> None:
     def run(after: int) -> None:
         monitor = MeasurementMonitor(measurements=[Failing(after=after)], every_n_train_steps=2)
-        fitted = trainer(callbacks=[monitor], default_root_dir=tmp_path, max_steps=4)
+        fitted = trainer(callbacks=[monitor], default_root_dir=tmp_path, max_steps=3)
         fitted.fit(language_model(), *loaders())
 
     with pytest.warns(UserWarning, match=r"step 2 was not measured.*training goes on"):
