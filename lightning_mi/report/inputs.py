@@ -1,0 +1,220 @@
+"""What the report shows of the prompt: tokens, attributions, attention, answers, agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..record import Record
+from .heads import curve
+from .pack import pack, thin
+from .shelf import Numbers, Shelf, stack
+
+__all__ = ["agreement", "answers", "attention", "attribution", "prompt", "source_of_copy"]
+
+POSITIONS = ("example", "position")
+
+METHODS = {"integrated_gradients": "integrated gradients", "saliency": "saliency"}
+
+ATTENDED = ("head", "key_position")
+
+
+def prompt(shelf: Shelf) -> dict[str, Any] | None:
+    """Return the shown prompt: its tokens, what follows, and which token there is to copy.
+
+    It is the prompt of the recorded attention, or the first example of the attributions.
+    """
+    attended = shelf.last("prompt/attention", ATTENDED)
+    explained = [shelf.last(f"{m}/values", POSITIONS) for m in METHODS]
+    lists = [_labels(attended, "key_position")] + [_first_example(r) for r in explained]
+    known = [tokens for tokens in lists if tokens]
+    if not known:
+        return None
+    tokens = known[0]
+    return {"tokens": tokens, "ends": len(tokens) - 1, "source": source_of_copy(tokens)}
+
+
+def source_of_copy(tokens: Sequence[str]) -> int | None:
+    """Return where the continuation of the longest earlier copy of the ending begins.
+
+    Args:
+        tokens: The prompt.
+
+    Returns:
+        The position that an induction head should look at from the last token, or None where the
+        last token did not occur before.
+
+    Example:
+        >>> source_of_copy(["a", "b", "c", "x", "b", "a", "b"])
+        2
+    """
+    best, at = 0, None
+    for end in range(len(tokens) - 1):
+        length = 0
+        while length <= end and tokens[end - length] == tokens[len(tokens) - 1 - length]:
+            length += 1
+        if length > best:
+            best, at = length, end + 1
+    return at
+
+
+def attention(shelf: Shelf, tokens: Sequence[str]) -> dict[str, Any] | None:
+    """Return the attention of the kept heads from the last token, at each step."""
+    records = shelf.get("prompt/attention", ATTENDED)
+    if not records or not _same(_labels(records[-1], "key_position") or tokens, tokens):
+        return None
+    labels = list(dict.fromkeys(h for r in records for h in _heads(r)))
+    records = records[thin(len(records), len(labels) * len(tokens))]
+    values = np.full((len(records), len(labels), records[-1].panel.values.shape[1]), np.nan)
+    for i, record in enumerate(records):
+        # The kept heads may change from step to step, as other ones become the strongest.
+        rows = [labels.index(h) for h in _heads(record)]
+        values[i, rows] = np.asarray(record.panel.values, float)
+    packed = pack(values, bits=8)
+    return {
+        "heads": labels,
+        "at": [r.step for r in records],
+        "values": packed,
+        "width": values.shape[2],
+    }
+
+
+def _heads(record: Record) -> list[str]:
+    count = record.panel.values.shape[0]
+    return [str(h) for h in record.panel.coords.get("head", range(count))]
+
+
+def answers(shelf: Shelf) -> dict[str, Any] | None:
+    """Return the model's best continuations at each step, and what really follows."""
+    records = shelf.get("prompt/answers", ("token",))
+    if not records:
+        return None
+    facts = records[-1].panel.convention
+    texts = [[str(t) for t in r.panel.coords.get("token", [])] for r in records]
+    return {
+        "at": [r.step for r in records],
+        "top": [
+            [[t, round(float(v), 4)] for t, v in zip(names, r.panel.values, strict=False)]
+            for names, r in zip(texts, records, strict=True)
+        ],
+        "right": _pick(facts, "target", "truth", "answer", "next"),
+        "probability": [
+            _pick(r.panel.convention, "target_probability", "probability", "p") for r in records
+        ],
+    }
+
+
+def _pick(facts: Any, *keys: str) -> Any:
+    return next((facts[k] for k in keys if k in facts), None)
+
+
+def attribution(shelf: Shelf, method: str, tokens: Sequence[str]) -> dict[str, Any] | None:
+    """Return one method's value of every token of the prompt at each step.
+
+    Args:
+        shelf: The records.
+        method: ``"saliency"`` or ``"integrated_gradients"``.
+        tokens: The tokens of the prompt, which the first example must have.
+
+    Returns:
+        Values with one scale for the whole run; None where there are none for this prompt.
+    """
+    records = shelf.get(f"{method}/values", POSITIONS)
+    if not records or not _same(_first_example(records[-1]) or tokens, tokens):
+        return None
+    width = records[-1].panel.values.shape[1]
+    records = records[thin(len(records), width)]
+    values = stack(records)[:, 0, :]
+    if method == "saliency":
+        total = np.nansum(np.abs(values), axis=1, keepdims=True)
+        # Nothing to share out is undefined, not zero.
+        values = np.divide(values, total, out=np.full_like(values, np.nan), where=total > 0)
+    panel = records[-1].panel
+    unit = "share of the total" if method == "saliency" else panel.unit
+    return {
+        "title": METHODS[method],
+        "at": [r.step for r in records],
+        "values": pack(values),
+        "width": width,
+        "unit": "" if unit == "1" else unit,
+        "cap": _cap(values, method),
+        "target": _target(panel.convention),
+        "how": _how(records[-1]),
+        "gap": _gap(shelf, [r.step for r in records]) if method != "saliency" else None,
+    }
+
+
+def _cap(values: Numbers, method: str) -> float:
+    """Full colour: nearly the largest value of the run, but never less than a stated floor."""
+    sizes = np.abs(values[np.isfinite(values)])
+    largest = float(np.quantile(sizes, 0.995)) if sizes.size else 0.0
+    floor = 3 / values.shape[1] if method == "saliency" else 0.5
+    return float(f"{max(largest, floor):.3g}")
+
+
+def _target(facts: Any) -> str | None:
+    found = _pick(facts, "targets", "target", "target_text")
+    if isinstance(found, list):
+        found = found[0] if found else None
+    return None if found is None else str(found)
+
+
+def _how(record: Record) -> str:
+    """The recipe in one line: arguments of the measurement that are plain."""
+    arguments = record.made_by.get("init_args", {}) if record.made_by else {}
+    plain = {k: v for k, v in arguments.items() if isinstance(v, str | int | float) and k != "name"}
+    return ", ".join(f"{k} {v}" for k, v in plain.items())
+
+
+def _gap(shelf: Shelf, steps: list[int]) -> Any:
+    records = {r.step: r for r in shelf.get("integrated_gradients/gap", ("example",))}
+    if not records:
+        return None
+    missing = np.nan
+    return pack(
+        np.array([float(records[s].panel.values[0]) if s in records else missing for s in steps])
+    )
+
+
+def agreement(shelf: Shelf) -> dict[str, Any] | None:
+    """Return the rank correlations of attributions with the head's attention over steps."""
+    series = []
+    facts: dict[str, Any] = {}
+    for method, title in METHODS.items():
+        found = curve(shelf, f"agreement/{method}", title)
+        if found is not None:
+            series.append({**found, "key": method})
+            facts |= (shelf.last(f"agreement/{method}", ()) or shelf.all[0]).panel.convention
+    if not series:
+        return None
+    keep = {k: facts.get(k) for k in ("n", "head", "statistic")}
+    return {"series": series, "floor": floor(facts.get("floor")), **keep}
+
+
+def floor(found: Any) -> list[float] | None:
+    """Return the interval of a random order, from one bound or two."""
+    if isinstance(found, list | tuple) and len(found) == 2:
+        return [float(found[0]), float(found[1])]
+    if isinstance(found, int | float) and np.isfinite(found):
+        return [-abs(float(found)), abs(float(found))]
+    return None
+
+
+def _labels(record: Record | None, axis: str) -> list[str]:
+    return [] if record is None else [str(t) for t in record.panel.coords.get(axis, [])]
+
+
+def _first_example(record: Record | None) -> list[str]:
+    if record is None:
+        return []
+    texts = record.panel.coords.get("example,position") or record.panel.coords.get("position") or []
+    first = texts[0] if texts and isinstance(texts[0], list) else texts
+    return [str(t) for t in first]
+
+
+def _same(a: Sequence[str], b: Sequence[str]) -> bool:
+    """Whether the shorter is the beginning of the longer."""
+    shared = min(len(a), len(b))
+    return list(a[:shared]) == list(b[:shared])

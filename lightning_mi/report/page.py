@@ -1,0 +1,89 @@
+"""Join data, style sheets and scripts into one HTML text: `page`."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+__all__ = ["embed", "page"]
+
+STYLES = ("colours.css", "layout.css", "parts.css")
+
+SCRIPTS = (
+    "dom.js",
+    "numbers.js",
+    "unpack.js",
+    "colour.js",
+    "state.js",
+    "time.js",
+    "lane.js",
+    "curves.js",
+    "rows.js",
+    "maps.js",
+    "prompt.js",
+    "examples.js",
+    "checks.js",
+    "csv.js",
+    "live.js",
+    "main.js",
+)
+"""In this order, in one function of their own: nothing of them is global."""
+
+
+def page(data: dict[str, Any]) -> str:
+    """Return the whole page.
+
+    Args:
+        data: Plain JSON.
+
+    Returns:
+        HTML that refers to nothing outside itself.
+    """
+    slots = {
+        "{{title}}": html.escape(f"{data['run']['name']} · lightning_mi"),
+        "{{style}}": "".join(_asset(name) for name in STYLES),
+        "{{script}}": "".join(_asset(name) for name in SCRIPTS),
+        "{{data}}": embed(data),
+    }
+    text = _asset("page.html")
+    for slot, value in slots.items():
+        # The data comes last, so a slot's name in a token is never filled.
+        text = text.replace(slot, value, 1)
+    return text
+
+
+def embed(data: Any) -> str:
+    """Return JSON that may stand in a script element whatever texts are in it.
+
+    Args:
+        data: Plain JSON; numbers that are not finite become null, which charts show as undefined.
+
+    Returns:
+        JSON in which ``</script>`` and ``<!--`` cannot occur, nor lone surrogates.
+
+    Example:
+        >>> embed("</script><!--")
+        '"\\\\u003c/script>\\\\u003c!--"'
+    """
+    text = json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    # Half a pair cannot be written as UTF-8; JSON can escape it.
+    return "".join(f"\\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else c for c in text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def _asset(name: str) -> str:
+    return (files(__package__) / name).read_text(encoding="utf-8")
