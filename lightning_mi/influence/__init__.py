@@ -1,0 +1,35 @@
+"""Which training examples made the model do what it does.
+
+`TracIn` measures during training, `InfluenceFunction` after it; `tracin` and `influence_scores`
+are the functions under them. Positive is always a proponent: removing the example would raise the
+query's loss.
+"""
+
+from __future__ import annotations
+
+from .after_training import InfluenceFunction
+from .objective import Objective
+from .result import InfluenceScores, TokenShares
+from .scores import influence_scores
+from .solvers import CG, Direct, Solution, Solver
+from .trajectory import TracIn, tracin, tracin_sum
+
+__all__ = [
+    # what training minimised
+    "Objective",
+    # during training
+    "TracIn",
+    "tracin",
+    "tracin_sum",
+    # after training
+    "InfluenceFunction",
+    "influence_scores",
+    # solving for the inverse curvature
+    "CG",
+    "Direct",
+    "Solution",
+    "Solver",
+    # results
+    "InfluenceScores",
+    "TokenShares",
+]

@@ -1,0 +1,93 @@
+"""Influence functions as a measurement: `InfluenceFunction`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..measurement import Context, IndexedData
+from ..record import Reading
+from ..target import TargetLike
+from .data import Candidates, as_indexed
+from .objective import Objective
+from .products import CurvatureKind
+from .scores import Job
+from .shown import shown_panels
+from .trajectory import check_count, query_rows
+
+__all__ = ["InfluenceFunction"]
+
+
+@dataclass(frozen=True)
+class InfluenceFunction:
+    """`influence_scores` of the context's training data for the first examples of its batch.
+
+    For a trained model: the formula assumes a minimum of the objective, and ``gradient_norm`` says
+    how far the model is from one. Reading: as `TracIn`, plus ``residual`` of the solver for each
+    query and ``gradient_norm``. Positive = proponent; units of the query's loss.
+
+    Args:
+        name: First part of the records' names.
+        solver: ``"cg"``, ``"direct"`` or a `Solver`.
+        curvature: ``"gauss-newton"`` or ``"hessian"``.
+        damping: λ, added to the mean curvature.
+        candidates: None for all, a number drawn by ``seed``, or dataset indices.
+        queries: How many examples of the batch are asked about, from its first on.
+        query: The scalar asked about; None is the task's loss.
+        regularizer: R(model), a function; None where training had none.
+        sample: Training examples that the curvature is averaged over; None takes all.
+        top: Proponents and opponents that are shown.
+        seed: Of both draws.
+        batch_size: Examples run at once; None follows from their shape.
+
+    Raises:
+        ArgumentError: If a number is out of range.
+    """
+
+    name: str = "influence_function"
+    solver: Any = "cg"
+    curvature: CurvatureKind = "gauss-newton"
+    damping: float = 0.01
+    candidates: Candidates = None
+    queries: int = 1
+    query: TargetLike = None
+    regularizer: Any = None
+    sample: int | None = None
+    top: int = 5
+    seed: int = 0
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_count("queries", self.queries, least=1)
+        check_count("top", self.top, least=0)
+
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
+        """Measure.
+
+        Args:
+            model: The trained model.
+            context: Batch of queries, training data by index.
+
+        Returns:
+            The panels named above.
+        """
+        data = as_indexed(context.dataset, "dataset")
+        job = Job(
+            Objective(context.task, regularizer=self.regularizer),
+            data,
+            IndexedData(query_rows(context, self.queries), collate=lambda rows: rows[0]),
+            query=self.query,
+            solver=self.solver,
+            curvature=self.curvature,
+            damping=self.damping,
+            candidates=self.candidates,
+            sample=self.sample,
+            seed=self.seed,
+            shown=self.top,
+            batch_size=self.batch_size,
+        )
+        result = job.run(model)
+        return {**result.reading(), **shown_panels(result, context, data, self.top)}

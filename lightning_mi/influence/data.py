@@ -1,0 +1,151 @@
+"""Examples by dataset index, in chunks whose size follows from shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from ..batch import batch_size, main_input, moved
+from ..errors import ArgumentError
+from ..measurement import IndexedData
+from .point import Point
+
+__all__ = ["as_indexed", "chosen", "chunks", "chunk_size", "row"]
+
+Candidates = None | int | Sequence[int]
+"""Which training examples are scored: all, so many drawn at random, or these indices."""
+
+
+def as_indexed(data: Any, argument: str) -> IndexedData:
+    """Return training examples addressed by dataset index.
+
+    Args:
+        data: A map-style dataset, `IndexedData`, or a DataLoader, of which only the dataset and
+            its ``collate_fn`` are used: shuffling, samplers and ``drop_last`` change nothing.
+        argument: How the user calls it.
+
+    Returns:
+        The examples.
+
+    Raises:
+        ArgumentError: If there is no dataset, it has no indices, or it is empty.
+    """
+    if isinstance(data, DataLoader):
+        data = IndexedData(data.dataset, data.collate_fn)
+    found = data if isinstance(data, IndexedData) else None
+    dataset = data if found is None else found.dataset
+    if dataset is None or isinstance(dataset, IterableDataset):
+        raise ArgumentError.of(
+            argument,
+            expected="a map-style dataset",
+            got="none" if dataset is None else f"a {type(dataset).__name__}, an IterableDataset",
+            do="Influence names training examples by index, which a stream does not have: "
+            "pass a dataset with __getitem__ and __len__.",
+        )
+    found = IndexedData(dataset) if found is None else found
+    if len(found) == 0:
+        raise ArgumentError.of(
+            argument, expected="at least one example", got="an empty dataset", do="Pass some."
+        )
+    return found
+
+
+def chosen(candidates: Candidates, size: int, seed: int) -> list[int]:
+    """Return the dataset indices that are meant by ``candidates``.
+
+    Args:
+        candidates: None for all; a number, of which so many are drawn and sorted; or indices.
+        size: Length of the dataset.
+        seed: Of the draw, which touches no global generator.
+
+    Returns:
+        Dataset indices.
+
+    Raises:
+        ArgumentError: If an index does not exist or a number is not positive.
+    """
+    if candidates is None:
+        return list(range(size))
+    if isinstance(candidates, int) and not isinstance(candidates, bool):
+        if candidates > 0:
+            order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+            return sorted(order[:candidates].tolist())
+    elif not isinstance(candidates, bool) and len(candidates):
+        indices = [int(i) for i in candidates]
+        if all(0 <= i < size for i in indices):
+            return indices
+    raise ArgumentError.of(
+        "candidates",
+        expected=f"None, a positive number, or dataset indices from 0 to {size - 1}",
+        got=candidates if isinstance(candidates, int) else f"{list(candidates)[:4]} …",
+        do="None scores every training example.",
+    )
+
+
+def chunk_size(data: IndexedData) -> int:
+    """Return how many examples are run at once where the user says nothing.
+
+    Args:
+        data: The examples; the first is looked at.
+
+    Returns:
+        At most 64, fewer for long texts and large images, so that memory stays bounded.
+    """
+    inputs = main_input(data.batch([0]))
+    limit = 2**18 if inputs.is_floating_point() else 2**14
+    return max(1, min(64, limit // max(1, inputs.numel())))
+
+
+def chunks(
+    data: IndexedData, indices: Sequence[int], size: int | None, point: Point
+) -> Iterator[Any]:
+    """Yield the examples in batches on the model's device, floats in its type.
+
+    Args:
+        data: The examples.
+        indices: Which of them, in this order.
+        size: Examples in a batch; None takes `chunk_size`.
+        point: Where the model is.
+
+    Yields:
+        Batches.
+
+    Raises:
+        ArgumentError: If the size is not positive.
+    """
+    step = chunk_size(data) if size is None else size
+    if step < 1:
+        raise ArgumentError.of("batch_size", expected="1 or more", got=step, do="Or leave it out.")
+    for start in range(0, len(indices), step):
+        yield moved(data.batch(indices[start : start + step]), point.device, point.dtype)
+
+
+def row(batch: Any, index: int) -> Any:
+    """Return one example of a batch as a batch of one.
+
+    Args:
+        batch: Any batch.
+        index: Which example.
+
+    Returns:
+        A new batch; what is not as long as the batch is kept whole.
+    """
+    whole = batch_size(batch)
+
+    def pick(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: pick(v) for k, v in value.items()}
+        if isinstance(value, Tensor):
+            matches = value.ndim and value.shape[0] == whole
+            return value[index : index + 1] if matches else value
+        if isinstance(value, list | tuple):
+            if len(value) == whole and not any(isinstance(v, Tensor | Mapping) for v in value):
+                return value[index : index + 1]
+            return type(value)(pick(v) for v in value)
+        return value
+
+    return pick(batch)

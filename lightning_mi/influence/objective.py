@@ -1,0 +1,165 @@
+"""What training minimises, in the parts that influence needs: `Objective`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from ..target import Loss, Target, TargetLike, as_target
+from ..task import NextToken, Task
+from .data import row
+
+__all__ = ["Objective"]
+
+FOREIGN = ("train_outputs", "train_loss_on_outputs", "train_regularization", "test_loss")
+"""The methods of torch-influence's BaseObjective."""
+
+
+class Objective:
+    """J(θ) = (1/n) Σᵢ ℓᵢ(θ) + R(θ), with outputs and losses apart.
+
+    Args:
+        task: Outputs of a batch and the loss of each example on them. An object shaped like
+            torch-influence's ``BaseObjective`` is accepted too; its ``test_loss`` is then the
+            query loss and its ``train_regularization`` the regulariser.
+        regularizer: R, a function of the model that returns a scalar, for example
+            ``lambda m: 0.005 * sum(p.square().sum() for p in m.parameters())`` for the weight
+            decay 0.01 of SGD. A loss written as a sum over examples has to be divided by n first.
+
+    Raises:
+        ArgumentError: If the task is neither.
+
+    Example:
+        >>> from lightning_mi import Classification
+        >>> objective = Objective(Classification(), regularizer=lambda m: m.weight.square().sum())
+        >>> objective.regularization(nn.Linear(2, 2, bias=False)).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self, task: Any, *, regularizer: Callable[[nn.Module], Tensor] | None = None
+    ) -> None:
+        self._foreign = None if isinstance(task, Task) else task
+        if self._foreign is not None and not all(hasattr(task, name) for name in FOREIGN):
+            raise ArgumentError.of(
+                "task",
+                expected="a lightning_mi Task, or an object with the methods of "
+                "torch_influence.BaseObjective",
+                got=f"a {type(task).__name__}",
+                do="For example Objective(Classification()).",
+            )
+        self.task: Task = task if isinstance(task, Task) else _Foreign(objective=task)
+        self._regularizer = regularizer
+
+    def outputs(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the model's outputs.
+
+        Args:
+            model: The model.
+            batch: A batch.
+
+        Returns:
+            Shape ``[example, …]``.
+        """
+        return self.task.outputs(model, batch)
+
+    def losses(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Return ℓᵢ.
+
+        Args:
+            outputs: What `outputs` returned.
+            batch: The batch.
+
+        Returns:
+            Shape ``[example]``.
+        """
+        return self.task.loss(outputs, batch)
+
+    def regularization(self, model: nn.Module) -> Tensor | None:
+        """Return R(θ), or None where there is none.
+
+        Args:
+            model: The model.
+
+        Returns:
+            A scalar.
+        """
+        if self._regularizer is not None:
+            return self._regularizer(model)
+        if self._foreign is not None:
+            value = self._foreign.train_regularization(_flat(model))
+            return torch.as_tensor(value)
+        return None
+
+    def query(self, target: TargetLike) -> Target:
+        """Return a query that knows this objective's task.
+
+        Args:
+            target: Any target; None means the loss.
+
+        Returns:
+            The target.
+        """
+        return as_target(Loss() if target is None else target, self.task)
+
+    def query_losses(self, model: nn.Module, batch: Any, query: Target) -> Tensor:
+        """Return L_q of each example: the query, turned so that less of it is better.
+
+        Args:
+            model: The model.
+            batch: A batch of queries.
+            query: What is asked about.
+
+        Returns:
+            Shape ``[example]``.
+        """
+        if self._foreign is not None and isinstance(query, Loss):
+            value = self._foreign.test_loss(model=model, params=_flat(model), batch=batch)
+            return torch.as_tensor(value).reshape(1)
+        value = query(self.outputs(model, batch), batch)
+        return -value if query.higher_is_better else value
+
+    @property
+    def next_token(self) -> NextToken | None:
+        """The task, where its losses can be split over tokens."""
+        return self.task if isinstance(self.task, NextToken) else None
+
+
+@dataclass(frozen=True)
+class _Foreign(Task):
+    """A torch-influence objective as a task: its mean loss, taken one example at a time."""
+
+    objective: Any = None
+
+    def outputs(self, model: nn.Module, batch: Any) -> Tensor:
+        found: Tensor = self.objective.train_outputs(model, batch)
+        return found
+
+    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
+        return torch.stack(
+            [
+                self.objective.train_loss_on_outputs(outputs[i : i + 1], row(batch, i))
+                for i in range(len(outputs))
+            ]
+        )
+
+
+def as_objective(objective: Any) -> Objective:
+    """Return an objective.
+
+    Args:
+        objective: An `Objective`, or anything that one can be made of.
+
+    Returns:
+        The objective.
+    """
+    return objective if isinstance(objective, Objective) else Objective(objective)
+
+
+def _flat(model: nn.Module) -> Tensor:
+    return torch.cat([p.reshape(-1) for p in model.parameters()])

@@ -1,0 +1,112 @@
+"""Curvature of the training objective, as products with vectors over the full data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .objective import Objective
+from .point import Point, math_attention, wide
+
+__all__ = ["Curvature", "CurvatureKind"]
+
+CurvatureKind: TypeAlias = Literal["gauss-newton", "hessian"]
+
+
+class Curvature:
+    """v ↦ (H̄ + λI) v, with H̄ the mean over all examples, whatever the batches.
+
+    ``"hessian"``: H̄ = (1/n) Σᵢ ∇²ℓᵢ + ∇²R.
+    ``"gauss-newton"``: H̄ = (1/n) Σᵢ Jᵢᵀ (∇²_out ℓᵢ) Jᵢ + ∇²R
+    with J the Jacobian of the outputs; positive semi-definite where the loss is convex in the
+    outputs, and equal to the Hessian where the outputs are linear in θ. The regulariser's exact
+    Hessian is in both (as in torch-influence).
+
+    Args:
+        point: The model.
+        objective: Losses and regulariser.
+        batches: Called for a fresh pass over the data.
+        examples: Number of examples in a pass.
+        kind: Which matrix.
+        damping: λ, added to the *mean* curvature.
+    """
+
+    def __init__(
+        self,
+        point: Point,
+        objective: Objective,
+        batches: Callable[[], Iterable[Any]],
+        examples: int,
+        *,
+        kind: CurvatureKind = "gauss-newton",
+        damping: float = 0.0,
+    ) -> None:
+        self.point, self.objective = point, objective
+        self.batches, self.examples = batches, examples
+        self.kind, self.damping = kind, damping
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Return (H̄ + λI) v for each vector; they share the forward passes.
+
+        Args:
+            vectors: Shape ``[vector, P]``.
+
+        Returns:
+            Shape ``[vector, P]``, in double precision.
+        """
+        product = self._gauss_newton if self.kind == "gauss-newton" else self._hessian
+        total = torch.zeros(vectors.shape, dtype=wide(self.point.device), device=vectors.device)
+        with math_attention():
+            for batch in self.batches():
+                total += product(batch, vectors)
+            return total / self.examples + self._regularizer(vectors) + self.damping * vectors
+
+    def _hessian(self, batch: Any, vectors: Tensor) -> Tensor:
+        losses = self.point.call(lambda m: self._losses(m, batch))
+        return self._second(losses.sum(), vectors)
+
+    def _gauss_newton(self, batch: Any, vectors: Tensor) -> Tensor:
+        outputs = self.point.call(lambda m: self.objective.outputs(m, batch))
+        dummy = torch.zeros_like(outputs, requires_grad=True)
+        pulled = self.point.gradient(outputs, grad_outputs=dummy, create_graph=True)
+        free = outputs.detach().requires_grad_()
+        slope = _grad(self.objective.losses(free, batch).sum(), free, create_graph=True)
+        rows = []
+        for tangents in zip(*self.point.shaped(vectors), strict=True):
+            pushed = _along(pulled, tangents, dummy)  # J v
+            curved = _grad(slope, free, grad_outputs=pushed, retain_graph=True)  # ∇²ℓ J v
+            back = self.point.gradient(outputs, grad_outputs=curved, retain_graph=True)
+            rows.append(self.point.flat(back))
+        return torch.stack(rows)
+
+    def _regularizer(self, vectors: Tensor) -> Tensor:
+        value = self.point.call(self.objective.regularization)
+        if value is None or not value.requires_grad:
+            return torch.zeros_like(vectors, dtype=wide(self.point.device))
+        return self._second(value, vectors)
+
+    def _second(self, value: Tensor, vectors: Tensor) -> Tensor:
+        gradient = self.point.gradient(value, create_graph=True)
+        rows = []
+        for tangents in zip(*self.point.shaped(vectors), strict=True):
+            total = torch.stack([(g * t).sum() for g, t in zip(gradient, tangents, strict=True)])
+            rows.append(self.point.flat(self.point.gradient(total.sum(), retain_graph=True)))
+        return torch.stack(rows)
+
+    def _losses(self, model: Any, batch: Any) -> Tensor:
+        return self.objective.losses(self.objective.outputs(model, batch), batch)
+
+
+def _grad(value: Tensor, at: Tensor, **options: Any) -> Tensor:
+    if not value.requires_grad:
+        return torch.zeros_like(at)
+    (found,) = torch.autograd.grad(value, at, allow_unused=True, **options)
+    return torch.zeros_like(at) if found is None else found
+
+
+def _along(pulled: list[Tensor], tangents: tuple[Tensor, ...], dummy: Tensor) -> Tensor:
+    total = torch.stack([(g * t).sum() for g, t in zip(pulled, tangents, strict=True)]).sum()
+    return _grad(total, dummy, retain_graph=True)

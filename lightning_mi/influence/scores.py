@@ -1,0 +1,362 @@
+"""Influence functions (Koh & Liang 2017) at a trained model: `influence_scores`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from ..isolation import untouched
+from ..measurement import IndexedData
+from ..target import Loss, Target, TargetLike
+from .data import as_indexed, chosen, chunks
+from .objective import Objective, as_objective
+from .per_example import gradient_dots, mean_gradient
+from .point import Point, wide
+from .products import Curvature, CurvatureKind
+from .result import InfluenceScores, TokenShares, extremes
+from .solvers import CONVERGED, Solver, as_solver
+from .tokens import token_shares
+
+__all__ = ["influence_scores"]
+
+LOSS = Loss()
+FAR = 0.1
+"""‖∇J‖ beyond this part of the queries' mean gradient norm is called far from stationary."""
+
+
+def influence_scores(
+    model: nn.Module,
+    objective: Objective,
+    train: Any,
+    queries: Any,
+    *,
+    query: TargetLike = LOSS,
+    solver: str | Solver | Any = "cg",
+    curvature: CurvatureKind = "gauss-newton",
+    damping: float = 0.01,
+    candidates: Sequence[int] | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    shown: int = 5,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> InfluenceScores:
+    """Estimate how much each query's loss would rise if a training example were removed.
+
+    ``score[q, i] = +(1/n) (∇ℓᵢ + ∇R)ᵀ (H̄ + λI)⁻¹ ∇L_q ≈ L_q(without i) − L_q(with i)``, the number
+    that torch-influence gives; H̄ is the curvature of the mean loss plus the regulariser. Positive
+    = proponent. A query of which more is better is negated first, so that the sign always means
+    the same. Query losses carry no regulariser. The formula assumes a minimum of J; how far the
+    model is from one is in ``gradient_norm``.
+
+    Args:
+        model: The trained model; it is left exactly as it was.
+        objective: What training minimised; a Task is enough where there was no regulariser.
+        train: Map-style dataset of n training examples (or `IndexedData`, or a DataLoader whose
+            dataset is then read in its own order).
+        queries: Dataset of examples to ask about, each by itself.
+        query: The scalar asked about.
+        solver: ``"cg"``, ``"direct"``, a `Solver`, or an object with torch-influence's
+            ``influences(train_idxs, test_idxs)``, which is then asked for the scores.
+        curvature: ``"gauss-newton"`` or ``"hessian"``.
+        damping: λ ≥ 0, added to the mean curvature.
+        candidates: Dataset indices to score; None scores all.
+        sample: Training examples that the curvature and ‖∇J‖ are averaged over, drawn with
+            ``seed``; None takes all.
+        seed: Of that draw.
+        shown: Proponents and opponents of each query whose scores are split over tokens.
+        batch_size: Examples run at once; the result does not depend on it.
+        dtype: Compute in this type, for example ``torch.float64``; None keeps the model's own.
+
+    Returns:
+        The scores.
+
+    Raises:
+        ArgumentError: If an argument cannot be used, or a dataset has no indices.
+        ModelError: If no parameter is trainable.
+
+    Warns:
+        UserWarning: Where the model is far from stationary or a solve did not converge.
+
+    Example:
+        >>> from lightning_mi import Regression
+        >>> x = torch.tensor([[1.0], [2.0]])
+        >>> data = torch.utils.data.TensorDataset(x, 3 * x)
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.constant_(model.weight, 3.0)
+        >>> influence_scores(model, Objective(Regression()), data, data).values.shape
+        torch.Size([2, 2])
+    """
+    job = Job(
+        as_objective(objective),
+        as_indexed(train, "train"),
+        as_indexed(queries, "queries"),
+        query=query,
+        solver=solver,
+        curvature=curvature,
+        damping=damping,
+        candidates=candidates,
+        sample=sample,
+        seed=seed,
+        shown=shown,
+        batch_size=batch_size,
+        dtype=dtype,
+    )
+    with untouched(model) as plain:
+        result = job.run(plain)
+    for message in doubts(result):
+        warnings.warn(message, UserWarning, stacklevel=2)
+    return result
+
+
+@dataclass(frozen=True)
+class Job:
+    """The arguments of `influence_scores`, checked, and the steps of the computation."""
+
+    objective: Objective
+    train: IndexedData
+    queries: IndexedData
+    query: TargetLike = LOSS
+    solver: Any = "cg"
+    curvature: CurvatureKind = "gauss-newton"
+    damping: float = 0.01
+    candidates: Sequence[int] | int | None = None
+    sample: int | None = None
+    seed: int = 0
+    shown: int = 5
+    batch_size: int | None = None
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be used."""
+        if self.curvature not in ("gauss-newton", "hessian"):
+            raise ArgumentError.of(
+                "curvature",
+                expected='"gauss-newton" or "hessian"',
+                got=repr(self.curvature),
+                do="Gauss-Newton is positive semi-definite for the usual losses.",
+            )
+        if not self.damping >= 0:
+            raise ArgumentError.of(
+                "damping", expected="0 or more", got=self.damping, do="For example damping=0.01."
+            )
+        if not hasattr(self.solver, "influences"):
+            as_solver(self.solver)
+
+    def run(self, model: nn.Module) -> InfluenceScores:
+        """Compute the scores.
+
+        Args:
+            model: The model, inside `untouched`.
+
+        Returns:
+            The scores.
+        """
+        indices = chosen(self.candidates, len(self.train), self.seed)
+        if hasattr(self.solver, "influences"):
+            return self._asked(indices)
+        point = Point(model, self.dtype)
+        sample = chosen(self.sample, len(self.train), self.seed)
+        own = regularizer_gradient(point, self.objective)
+        mean = mean_gradient(point, self.losses, self._chunks(point, sample), 1 / len(sample))
+        gradients = query_gradients(
+            point, self.objective, self.objective.query(self.query), singles(self.queries, point)
+        )
+        solution = as_solver(self.solver).solve(
+            Curvature(
+                point,
+                self.objective,
+                lambda: self._chunks(point, sample),
+                len(sample),
+                kind=self.curvature,
+                damping=self.damping,
+            ),
+            gradients,
+        )
+        scale = 1 / len(self.train)
+        vectors, constants = solution.vectors * scale, (solution.vectors @ own) * scale
+        dots = [
+            gradient_dots(point, self.losses, batch, vectors)
+            for batch in self._chunks(point, indices)
+        ]
+        values = torch.cat(dots).T + constants[:, None]
+        return InfluenceScores(
+            values.cpu(),
+            tuple(indices),
+            len(self.train),
+            "influence function",
+            self._tokens(point, indices, values, vectors, constants),
+            solution.residual.cpu(),
+            solution.stopped,
+            float((mean + own).norm()),
+            float(gradients.norm(dim=1).mean()),
+            self.damping,
+            details=self._details(len(sample)),
+        )
+
+    def losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return ℓᵢ of a batch.
+
+        Args:
+            model: The model.
+            batch: The batch.
+
+        Returns:
+            Shape ``[example]``.
+        """
+        return self.objective.losses(self.objective.outputs(model, batch), batch)
+
+    def _chunks(self, point: Point, indices: Sequence[int]) -> Iterator[Any]:
+        return chunks(self.train, indices, self.batch_size, point)
+
+    def _tokens(
+        self,
+        point: Point,
+        indices: Sequence[int],
+        values: Tensor,
+        vectors: Tensor,
+        constants: Tensor,
+    ) -> tuple[TokenShares, ...] | None:
+        if self.objective.next_token is None or self.shown < 1:
+            return None
+        pairs = zip(values, vectors, constants.tolist(), strict=True)
+        return tuple(
+            shares_of_extremes(point, self.objective, self.train, indices, *pair, self.shown)
+            for pair in pairs
+        )
+
+    def _asked(self, indices: list[int]) -> InfluenceScores:
+        rows = [
+            torch.as_tensor(self.solver.influences(indices, [q])).detach().reshape(-1)
+            for q in range(len(self.queries))
+        ]
+        values = torch.stack(rows).cpu().to(torch.float64)
+        details = {"solver": type(self.solver).__name__}
+        return InfluenceScores(
+            values, tuple(indices), len(self.train), "influence function", details=details
+        )
+
+    def _details(self, sample: int) -> dict[str, Any]:
+        return {
+            "query": repr(self.objective.query(self.query)),
+            "curvature": self.curvature,
+            "curvature_examples": sample,
+            "solver": self.solver if isinstance(self.solver, str) else repr(self.solver),
+            "scale": "1/n",
+        }
+
+
+def query_gradients(
+    point: Point, objective: Objective, query: Target, batches: Iterable[Any]
+) -> Tensor:
+    """Return ∇L_q for each query.
+
+    Args:
+        point: The model.
+        objective: Gives outputs.
+        query: What is asked about.
+        batches: One query each.
+
+    Returns:
+        Shape ``[query, P]``, double precision.
+    """
+    losses = partial(objective.query_losses, query=query)
+    return torch.stack([mean_gradient(point, losses, [batch]) for batch in batches])
+
+
+def regularizer_gradient(point: Point, objective: Objective) -> Tensor:
+    """Return ∇R.
+
+    Args:
+        point: The model.
+        objective: The objective.
+
+    Returns:
+        A vector ``[P]``, zeros where there is no regulariser.
+    """
+    value = point.call(objective.regularization)
+    if value is None:
+        return torch.zeros(point.size, dtype=wide(point.device), device=point.device)
+    return point.flat(point.gradient(value))
+
+
+def singles(data: IndexedData, point: Point) -> Iterator[Any]:
+    """Yield each example as a batch of one, so that no other can pad it.
+
+    Args:
+        data: The examples.
+        point: Where the model is.
+
+    Returns:
+        The batches.
+    """
+    return chunks(data, range(len(data)), 1, point)
+
+
+def shares_of_extremes(
+    point: Point,
+    objective: Objective,
+    data: IndexedData,
+    indices: Sequence[int],
+    values: Tensor,
+    direction: Tensor,
+    constant: float,
+    k: int,
+) -> TokenShares:
+    """Split the k highest and the k lowest scores over tokens.
+
+    Args:
+        point: The model.
+        objective: Its task predicts tokens.
+        data: The training examples.
+        indices: Dataset index of each score.
+        values: The scores of one query.
+        direction: Their direction in parameter space.
+        constant: What the scores contain beside it.
+        k: How many of each.
+
+    Returns:
+        Proponents, highest first, then opponents, lowest first.
+    """
+    task = objective.next_token
+    high, low = extremes(values, k)
+    found = [indices[c] for c in [*high, *low]]
+    if task is None or not found:
+        return TokenShares((), torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.long))
+    (batch,) = chunks(data, found, len(found), point)
+    return token_shares(point, task, batch, found, direction, constant)
+
+
+def doubts(result: InfluenceScores) -> list[str]:
+    """Return what speaks against relying on the scores.
+
+    Args:
+        result: The scores.
+
+    Returns:
+        Sentences; none where all is well.
+    """
+    found = []
+    norm, scale = result.gradient_norm, result.query_norm
+    if norm is not None and scale is not None and norm > FAR * scale:
+        found.append(
+            f"The model is far from a minimum of its objective: the gradient norm is {norm:.3g}, "
+            f"the queries' {scale:.3g}. Train on, or name the regulariser that training used; "
+            "until then the scores estimate no retraining."
+        )
+    bad = [(q, reason) for q, reason in enumerate(result.stopped) if reason != CONVERGED]
+    if bad:
+        residual = float(result.residual.max()) if result.residual is not None else float("nan")
+        found.append(
+            f"The solver stopped early ({bad[0][1]}) for {len(bad)} of {len(result.stopped)} "
+            f"queries, relative residual up to {residual:.2g}. Raise damping or max_iterations, "
+            'or use curvature="gauss-newton".'
+        )
+    return found

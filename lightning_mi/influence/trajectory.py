@@ -1,0 +1,265 @@
+"""TracIn: which examples push the model towards a query, summed along training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..batch import batch_size as size_of
+from ..batch import cut
+from ..errors import ArgumentError
+from ..isolation import untouched
+from ..measurement import Context, IndexedData
+from ..record import Panel, Reading, Record
+from ..series import named
+from ..target import Loss, TargetLike
+from .data import Candidates, as_indexed, chosen, chunks, row
+from .objective import Objective, as_objective
+from .per_example import gradient_dots
+from .point import Point
+from .result import InfluenceScores
+from .scores import query_gradients, shares_of_extremes, singles
+from .shown import shown_panels
+
+__all__ = ["TracIn", "tracin", "tracin_sum"]
+
+LOSS = Loss()
+
+
+def tracin(
+    model: nn.Module,
+    objective: Objective,
+    train: Any,
+    queries: Any,
+    *,
+    learning_rates: Mapping[str, float] | None = None,
+    query: TargetLike = LOSS,
+    candidates: Candidates = None,
+    seed: int = 0,
+    shown: int = 5,
+    batch_size: int | None = None,
+) -> InfluenceScores:
+    """Return TracIn (Pruthi et al. 2020) at one state of the model.
+
+    ``score[q, i] = Σ_p η_p ∇_p ℓᵢ · ∇_p L_q``, the first-order fall of the query's loss when SGD
+    takes one step on example i alone; η_p is the learning rate of parameter p. Positive =
+    proponent. Not divided by n. TracInCP is the sum over checkpoints: `tracin_sum`.
+
+    Args:
+        model: The model; it is left exactly as it was.
+        objective: Losses; a Task is enough. Its regulariser plays no part.
+        train: Map-style dataset (or `IndexedData`, or a DataLoader whose dataset is read).
+        queries: Dataset of examples to ask about, each by itself.
+        learning_rates: By parameter name; 1 for a parameter that is not in it.
+        query: The scalar asked about; one of which more is better is negated.
+        candidates: None for all, a number to draw, or dataset indices.
+        seed: Of the draw.
+        shown: Proponents and opponents of each query whose scores are split over tokens.
+        batch_size: Examples run at once; the result does not depend on it.
+
+    Returns:
+        The scores.
+
+    Raises:
+        ArgumentError: If an argument cannot be used, or a dataset has no indices.
+        ModelError: If no parameter is trainable.
+
+    Example:
+        >>> from lightning_mi import Regression
+        >>> x = torch.tensor([[1.0], [2.0]])
+        >>> data = torch.utils.data.TensorDataset(x, 0 * x)
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.ones_(model.weight)
+        >>> tracin(model, Objective(Regression()), data, data).values
+        tensor([[ 4., 16.],
+                [16., 64.]], dtype=torch.float64)
+    """
+    data, asked = as_indexed(train, "train"), as_indexed(queries, "queries")
+    indices = chosen(candidates, len(data), seed)
+    goal = as_objective(objective)
+    with untouched(model) as plain:
+        point = Point(plain)
+        gradients = query_gradients(point, goal, goal.query(query), singles(asked, point))
+        return _scores(
+            point, goal, data, indices, gradients, learning_rates or {}, shown, batch_size
+        )
+
+
+def tracin_sum(records: Sequence[Record], *, name: str = "influence") -> list[Record]:
+    """Return TracInCP, the running sum of TracIn's scores over steps; a Series.
+
+    Args:
+        records: Records of one run. Those of ``<name>/scores`` are used.
+        name: Name of the TracIn measurement.
+
+    Returns:
+        A record ``<name>/sum`` at each step. Where candidates changed, the sum is over those that
+        every step so far has.
+    """
+    found: list[Record] = []
+    total: dict[int, Tensor] = {}
+    for count, record in enumerate(named(records, f"{name}/scores"), 1):
+        columns = record.panel.coords["train_example"]
+        new = dict(zip(columns, record.panel.values.unbind(1), strict=True))
+        total = new if count == 1 else {i: total[i] + new[i] for i in new if i in total}
+        values = torch.stack(list(total.values()), 1) if total else record.panel.values[:, :0]
+        convention = {**record.panel.convention, "sum_over_steps": count}
+        panel = Panel(
+            values, ("query", "train_example"), {"train_example": list(total)}, "1", convention
+        )
+        found.append(record.replace(name=f"{name}/sum", panel=panel))
+    return found
+
+
+@dataclass(frozen=True)
+class TracIn:
+    """Scores of training examples at each firing, with the learning rates then in force.
+
+    Needs ``context.dataset``. Reading: ``scores`` [query, train_example] labelled by dataset index;
+    ``proponents`` and ``opponents`` of the first query, highest and lowest scores first; for
+    language models ``tokens`` [train_example, position], their scores split over tokens. Positive
+    = proponent; units of the query's loss.
+
+    Args:
+        name: First part of the records' names.
+        candidates: Training examples that are scored: None for all, a number, drawn once by
+            ``seed`` whatever the step, or dataset indices.
+        queries: How many examples of the batch are asked about, from its first on.
+        query: The scalar asked about; None is the task's loss.
+        top: Proponents and opponents that are shown.
+        seed: Of the draw.
+        batch_size: Examples run at once; None follows from their shape.
+
+    Raises:
+        ArgumentError: If a number is out of range.
+    """
+
+    name: str = "influence"
+    candidates: Candidates = None
+    queries: int = 1
+    query: TargetLike = None
+    top: int = 5
+    seed: int = 0
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_count("queries", self.queries, least=1)
+        check_count("top", self.top, least=0)
+
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
+        """Measure.
+
+        Args:
+            model: The model.
+            context: Batch of queries, training data by index, learning rates by parameter name.
+
+        Returns:
+            The panels named above.
+        """
+        data = as_indexed(context.dataset, "dataset")
+        goal, point = Objective(context.task), Point(model)
+        batches = query_rows(context, self.queries)
+        gradients = query_gradients(point, goal, goal.query(self.query), batches)
+        indices = chosen(self.candidates, len(data), self.seed)
+        rates = context.learning_rates
+        result = _scores(
+            point, goal, data, indices, gradients, rates, self.top, self.batch_size, split=1
+        )
+        return {**result.reading(), **shown_panels(result, context, data, self.top)}
+
+    def cost(self, available: int = 0) -> int:
+        """Return what a firing costs, in forward and backward passes of one example.
+
+        Args:
+            available: Length of the dataset, counted where ``candidates`` is None.
+
+        Returns:
+            Candidates, queries, the shown examples (twice: they are differentiated twice) and the
+            four examples that the layout of the model's layers is read from.
+        """
+        many = available if self.candidates is None else self.candidates
+        scored = many if isinstance(many, int) else len(many)
+        return scored + self.queries + 2 * min(2 * self.top, scored) + 4
+
+
+def query_rows(context: Context, count: int) -> list[Any]:
+    """Return the first examples of the context's batch, each as a batch of one.
+
+    Args:
+        context: Holds the batch.
+        count: How many at most.
+
+    Returns:
+        Batches of one.
+    """
+    batch = cut(context.batch, count)
+    return [row(batch, i) for i in range(size_of(batch))]
+
+
+def check_count(argument: str, value: int, *, least: int) -> None:
+    """Refuse a number that is too small.
+
+    Args:
+        argument: Its name.
+        value: The number.
+        least: The smallest that will do.
+
+    Raises:
+        ArgumentError: If it is smaller, or no int.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ArgumentError.of(
+            argument, expected=f"an int of at least {least}", got=repr(value), do="Change it."
+        )
+
+
+def _scores(
+    point: Point,
+    objective: Objective,
+    data: IndexedData,
+    indices: list[int],
+    gradients: Tensor,
+    rates: Mapping[str, float],
+    shown: int,
+    batch_size: int | None,
+    split: int | None = None,
+) -> InfluenceScores:
+    directions = gradients * _rates(point, rates)
+
+    def losses(model: nn.Module, batch: Any) -> Tensor:
+        return objective.losses(objective.outputs(model, batch), batch)
+
+    parts = [
+        gradient_dots(point, losses, b, directions)
+        for b in chunks(data, indices, batch_size, point)
+    ]
+    values = torch.cat(parts).T
+    tokens = None
+    if objective.next_token is not None and shown > 0:
+        tokens = tuple(
+            shares_of_extremes(point, objective, data, indices, v, d, 0.0, shown)
+            for v, d in list(zip(values, directions, strict=True))[:split]
+        )
+    return InfluenceScores(
+        values.cpu(), tuple(indices), len(data), "tracin", tokens, details=_details(point, rates)
+    )
+
+
+def _rates(point: Point, rates: Mapping[str, float]) -> Tensor:
+    each = [torch.full((p.numel(),), rates.get(n, 1.0)) for n, p in point.parameters.items()]
+    return torch.cat(each).to(device=point.device)
+
+
+def _details(point: Point, rates: Mapping[str, float]) -> dict[str, Any]:
+    used = [rates.get(n, 1.0) for n in point.parameters]
+    missing = sum(n not in rates for n in point.parameters)
+    return {
+        "learning_rate": [min(used), max(used)],
+        "learning_rate_assumed_1": missing,
+        "scale": "not divided by n",
+    }
