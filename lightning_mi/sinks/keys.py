@@ -15,7 +15,8 @@ A panel says what to show in ``convention["display"]``, a dict with any of these
 ``"picture": kind``
     Drawn under ``mi_<measurement>/<kind>`` (examples under ``mi_<measurement>/top``).
 
-An empty dict: recorded, not shown. Without the key the panel's axes and name decide.
+An empty dict: recorded, not shown. A bare ``convention["picture"]`` is a display of that picture
+alone. Without either the panel's axes and name decide.
 """
 
 from __future__ import annotations
@@ -135,7 +136,10 @@ def display(record: Record, names: set[str] | frozenset[str] = frozenset()) -> M
         >>> display(Record("saliency/values", Panel([[1.0]], ("example", "position"))))
         {'picture': 'strip'}
     """
-    own = record.panel.convention.get("display")
+    convention = record.panel.convention
+    own = convention.get("display")
+    if own is None and "picture" in convention:
+        own = {"picture": convention["picture"]}
     shown = _by_axes(record, names) if own is None else own
     kind = shown.get("picture")
     if kind is not None and kind not in PICTURES:
@@ -163,7 +167,7 @@ def _by_axes(record: Record, names: set[str] | frozenset[str]) -> dict[str, Any]
         return {**shown, "picture": "strip"}
     if axes == ("train_example", "position"):
         return {**shown, "picture": "examples"}
-    if axes[1:] == ("channel", "y", "x"):
+    if axes[-2:] == ("y", "x"):
         return {**shown, "picture": "image"}
     return {**shown, "picture": "bars"} if axes[-1] == "feature" else shown
 

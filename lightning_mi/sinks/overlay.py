@@ -11,7 +11,7 @@ from torch import Tensor
 from ..record import Record
 from .canvas import BLUE, HAIR, INK, ORANGE, PAPER, Canvas, Pixels, below, beside
 from .strip import is_signed
-from .texts import labels, title
+from .texts import places, title
 
 __all__ = ["draw_overlays", "largest_pixel"]
 
@@ -22,7 +22,7 @@ def draw_overlays(records: Sequence[Record], scale: float, inputs: Record | None
     """Draw the first examples of one or more panels.
 
     Args:
-        records: Panels of axes (…, channel, y, x). Channels are added up.
+        records: Panels whose last axes are y and x. Channels are added up.
         scale: Value of full colour.
         inputs: The images themselves, of the same shape, shown in grey beneath.
 
@@ -33,13 +33,13 @@ def draw_overlays(records: Sequence[Record], scale: float, inputs: Record | None
     for record in records:
         heat = _pixels_of(record)
         grey = _under(heat, inputs)
-        axis = record.panel.axes[0]
+        names = places(record.panel, ("channel", "y", "x"))
         drawn = [
             _titled(
                 _heat(heat[i], scale, is_signed(record.panel), grey[i]),
-                f"{title(record)} · {axis.replace('_', ' ')} {labels(record.panel, axis)[i]}",
+                f"{title(record)} · {names[i]}",
             )
-            for i in range(min(len(heat), EXAMPLES))
+            for i in range(min(len(heat), len(names), EXAMPLES))
         ]
         rows.append(beside(drawn))
     return below(rows)
@@ -49,7 +49,7 @@ def largest_pixel(record: Record) -> float:
     """Return the 99th percentile of absolute values over all pixels: single ones may be extreme.
 
     Args:
-        record: A panel of axes (…, channel, y, x).
+        record: A panel whose last axes are y and x.
 
     Returns:
         At least a tiny positive number, also for all-zero and undefined values.
@@ -69,8 +69,12 @@ def _under(heat: Tensor, inputs: Record | None) -> Sequence[Tensor | None]:
 
 
 def _pixels_of(record: Record) -> Tensor:
-    values = record.panel.values.double()
-    return values.reshape(-1, *values.shape[-3:]).sum(1)
+    """Return [n, y, x]: channels added up, all other axes in a row."""
+    values, axes = record.panel.values.double(), list(record.panel.axes)
+    if "channel" in axes:
+        values = values.sum(axes.index("channel"))
+    values = values if values.ndim > 1 else values[None]
+    return values.reshape(-1, *values.shape[-2:])
 
 
 def _heat(values: Tensor, scale: float, with_sign: bool, grey: Tensor | None) -> Pixels:

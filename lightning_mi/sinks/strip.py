@@ -8,7 +8,7 @@ from typing import Any
 
 from ..record import Panel, Record
 from .canvas import HAIR, INK, RGB, SOFT, Canvas, Pixels, below, blend, ink_on, signed
-from .texts import labels, raw_rows, rows_of_texts, title, visible
+from .texts import places, raw_rows, rows_of_texts, title, visible
 
 __all__ = ["draw_strips", "floor_of_strip", "is_signed", "row_shares"]
 
@@ -31,11 +31,11 @@ def draw_strips(records: Sequence[Record], scale: float) -> Pixels:
     strips = []
     for record in records:
         texts, sign = rows_of_texts(record.panel), is_signed(record.panel)
-        names = labels(record.panel, record.panel.axes[0])
+        names = places(record.panel, record.panel.axes[-1:])
         for i, values in enumerate(row_shares(record.panel)[:EXAMPLES]):
             pieces = texts[i] if texts is not None else [""] * len(values)
             target = _target(record.panel, i, len(values))
-            words = f"{title(record)} · {record.panel.axes[0].replace('_', ' ')} {names[i]}"
+            words = f"{title(record)} · {names[i]}"
             strips.append(_draw(words, pieces, [_colour(v / scale, sign) for v in values], target))
     return below(strips, 10)
 
@@ -47,10 +47,11 @@ def is_signed(panel: Panel) -> bool:
         panel: The panel.
 
     Returns:
-        What its convention says under ``"signed"``, else whether a value is negative.
+        False where its convention has the sign ``"none"``, True where it has another; else
+        whether a value is negative.
     """
-    said = panel.convention.get("signed")
-    return bool((panel.values < 0).any()) if said is None else bool(said)
+    sign = panel.convention.get("sign")
+    return bool((panel.values < 0).any()) if sign is None else sign != "none"
 
 
 def row_shares(panel: Panel) -> list[list[float]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ..record import Panel, Record
 
-__all__ = ["labels", "raw_rows", "readable", "rows_of_texts", "title", "visible"]
+__all__ = ["labels", "places", "raw_rows", "readable", "rows_of_texts", "title", "visible"]
 
 MARKS = ("Ġ", "Ċ")
 """How byte-level vocabularies write a space and a line's end; hardly ever seen in real text."""
@@ -68,6 +69,28 @@ def rows_of_texts(panel: Panel) -> list[list[str]] | None:
             repeats = max(rows // max(len(nested), 1), 1)
             return [readable(row) for row in (nested * repeats)[:rows]]
     return None
+
+
+def places(panel: Panel, drawn: Collection[str]) -> list[str]:
+    """Name each entry along the axes that a picture doesn't draw.
+
+    Args:
+        panel: The panel.
+        drawn: The axes inside the picture.
+
+    Returns:
+        One name for each combination, such as ``"example 0"``.
+
+    Example:
+        >>> places(Panel([[1.0, 2.0]], ("example", "position")), ("position",))
+        ['example 0']
+    """
+    each = [
+        [f"{axis.replace('_', ' ')} {label}" for label in labels(panel, axis)]
+        for axis in panel.axes
+        if axis not in drawn
+    ]
+    return [" ".join(place) for place in itertools.product(*each)]
 
 
 def title(record: Record) -> str:
