@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -46,10 +45,13 @@ def untouched(model: nn.Module) -> Iterator[nn.Module]:
     Inside, the model is in evaluation mode, gradients can be taken (also within
     ``torch.inference_mode`` and ``torch.no_grad``), autocast is off, compiled code runs eagerly
     and the global random generators start from a fixed seed. Afterwards every submodule has its
-    own train/eval flag again, and every parameter its ``requires_grad`` and its ``.grad``, every
-    buffer its value, and the generators of python, numpy and torch continue where they were.
+    own train/eval flag and plain attributes again, every parameter its ``requires_grad`` and its
+    ``.grad``, every buffer its value, and the generators of python, numpy and torch continue where
+    they were.
 
     Tensors that were made in inference mode must be cloned inside before a gradient is taken.
+    What the model's own code changes in place in lists or dictionaries of its own, and weights
+    changed through ``.data``, cannot be seen.
 
     Args:
         model: The user's model, wrapped or not.
@@ -69,7 +71,7 @@ def untouched(model: nn.Module) -> Iterator[nn.Module]:
         True
     """
     plain = unwrapped(model)
-    versions = [(name, p, p._version) for name, p in plain.named_parameters() if not p.is_inference()]
+    versions = [(name, p, _version(p)) for name, p in plain.named_parameters()]
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -82,11 +84,13 @@ def untouched(model: nn.Module) -> Iterator[nn.Module]:
         if any(isinstance(m, nn.RNNBase) for m in plain.modules()):
             # cuDNN refuses the backward pass of a recurrent network in evaluation mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        stack.enter_context(_same_attributes(plain))
         stack.enter_context(_evaluating(plain))
         stack.enter_context(_same_gradients(plain))
         stack.enter_context(_same_buffers(plain))
         yield plain
-    changed = [name for name, p, version in versions if p._version != version]
+    now = dict(plain.named_parameters())
+    changed = [n for n, p, version in versions if now.get(n) is not p or _version(p) != version]
     if changed:
         raise ModelError(
             f"model: expected unchanged weights after a measurement, got changes in {changed[:3]}. "
@@ -106,12 +110,14 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """
     flags = [(p, p.requires_grad) for p in model.parameters()]
     try:
-        for p, _ in flags:
-            p.requires_grad_(False)
+        for p, flag in flags:
+            if flag:
+                p.requires_grad_(False)
         yield
     finally:
         for p, flag in flags:
-            p.requires_grad_(flag)
+            if p.requires_grad != flag:
+                p.requires_grad_(flag)
 
 
 @contextmanager
@@ -137,25 +143,44 @@ def _same_gradients(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for p, flag, grad in kept:
-            p.requires_grad_(flag)
+            if p.requires_grad != flag:
+                p.requires_grad_(flag)
             p.grad = grad
 
 
 @contextmanager
-def _same_buffers(model: nn.Module) -> Iterator[None]:
-    kept: list[tuple[dict[str, Any], str, Tensor, Tensor, int | None]] = []
-    for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                copy = buffer.detach().clone()
-                kept.append((module._buffers, name, buffer, copy, _version(buffer)))
+def _same_attributes(model: nn.Module) -> Iterator[None]:
+    # A forward pass may count its calls, or grow a cached table and note its new length. The
+    # buffers go back below, so what the module remembers about them must go back as well.
+    kept = [(vars(m), dict(vars(m))) for m in model.modules()]
     try:
         yield
     finally:
-        for owner, name, buffer, copy, version in kept:
-            owner[name] = buffer
-            if version is None or _version(buffer) != version:
-                with torch.no_grad():
+        for attributes, before in kept:
+            for name in attributes.keys() - before.keys():
+                del attributes[name]
+            for name, value in before.items():
+                if name not in attributes or attributes[name] is not value:
+                    attributes[name] = value
+
+
+@contextmanager
+def _same_buffers(model: nn.Module) -> Iterator[None]:
+    owners = [(m._buffers, dict(m._buffers)) for m in model.modules()]
+    buffers = {id(b): b for _, before in owners for b in before.values() if b is not None}
+    kept = [(b, b.detach().clone(), _version(b)) for b in buffers.values()]
+    try:
+        yield
+    finally:
+        for owner, before in owners:
+            for name in owner.keys() - before.keys():
+                del owner[name]
+            owner.update(before)
+        for buffer, copy, version in kept:
+            # Batch normalisation writes its statistics without a new version.
+            if version is None or _version(buffer) != version or not torch.equal(buffer, copy):
+                # A tensor made in inference mode can only be written there.
+                with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                     buffer.copy_(copy)
 
 
@@ -171,7 +196,10 @@ def _generators(model: nn.Module) -> Iterator[None]:
         with torch.random.fork_rng(devices=devices):
             random.seed(0)
             np.random.seed(0)
-            torch.manual_seed(0)
+            # torch.manual_seed would seed every device, those that are not put back as well.
+            torch.default_generator.manual_seed(0)
+            for device in devices:
+                torch.cuda.default_generators[device].manual_seed(0)
             yield
     finally:
         random.setstate(python)
@@ -182,5 +210,6 @@ def _is_compiled(model: nn.Module) -> bool:
     return any(
         getattr(m, "_orig_mod", None) is not None
         or getattr(m, "_compiled_call_impl", None) is not None
+        or hasattr(vars(m).get("forward"), "_torchdynamo_orig_callable")
         for m in model.modules()
     )
