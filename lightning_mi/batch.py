@@ -6,9 +6,10 @@ Nothing here knows a model. Everything returns new containers; the user's batch 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,9 +83,10 @@ def with_main_input(batch: Any, inputs: Tensor) -> Any:
     """
     if isinstance(batch, Mapping):
         key = input_key(batch)
-        return {k: (inputs if k == key else v) for k, v in batch.items()}
+        return {k: (with_main_input(v, inputs) if k == key else v) for k, v in batch.items()}
     if isinstance(batch, Sequence):
-        return [with_main_input(batch[0], inputs), *batch[1:]]
+        entries = [with_main_input(batch[0], inputs), *batch[1:]]
+        return tuple(entries) if isinstance(batch, tuple) else entries
     return inputs
 
 
@@ -175,7 +177,9 @@ def cut(batch: Any, size: int) -> Any:
         if isinstance(value, list | tuple):
             if len(value) == whole and not any(isinstance(v, Tensor | Mapping) for v in value):
                 return value[:size]
-            return type(value)(shorten(v) for v in value)
+            # Not type(value)(…): a named tuple takes its entries one by one.
+            entries = [shorten(v) for v in value]
+            return tuple(entries) if isinstance(value, tuple) else entries
         return value
 
     return shorten(batch)
@@ -230,16 +234,32 @@ def fingerprint(batch: Any) -> str:
     """
     digest = hashlib.sha256()
 
-    def add(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(repr(value).encode() if isinstance(value, str | int | float) else b"?")
-        return value
-
-    tree_map(add, batch)
+    for piece in _pieces(batch):
+        digest.update(len(piece).to_bytes(8, "big") + piece)
     return digest.hexdigest()[:16]
+
+
+def _pieces(batch: Any) -> Iterator[bytes]:
+    """Yield what tells one batch from another, containers and keys included."""
+    if isinstance(batch, Mapping):
+        yield b"mapping"
+        for key, value in batch.items():
+            yield repr(key).encode()
+            yield from _pieces(value)
+    elif isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
+        yield f"sequence {len(batch)}".encode()
+        for value in batch:
+            yield from _pieces(value)
+    elif isinstance(batch, Tensor):
+        yield f"{tuple(batch.shape)}{batch.dtype}".encode()
+        yield batch.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    elif isinstance(batch, np.ndarray) and batch.dtype != object:
+        yield f"{batch.shape}{batch.dtype}".encode()
+        yield batch.tobytes()
+    else:
+        # The repr of any other object may hold its address.
+        known = isinstance(batch, str | bytes | int | float | np.generic) or batch is None
+        yield (repr(batch) if known else type(batch).__qualname__).encode()
 
 
 def _kind(batch: Any) -> str:

@@ -83,7 +83,8 @@ class Reader:
 Node: TypeAlias = Embedding | Head | MLP | Neuron | Logits | Reader
 
 _FORMS = re.compile(
-    r"^(?:L(?P<hl>\d+)H(?P<hh>\d+)(?:\.(?P<role>[qkv]))?|MLP(?P<ml>\d+)|L(?P<nl>\d+)N(?P<ni>\d+))$"
+    r"L(?P<hl>\d+)H(?P<hh>\d+)(?:\.(?P<role>[qkv]))?|MLP(?P<ml>\d+)|L(?P<nl>\d+)N(?P<ni>\d+)",
+    re.ASCII,
 )
 
 
@@ -107,7 +108,7 @@ def parse(text: str) -> Node:
     """
     if text in ("embed", "logits"):
         return Embedding() if text == "embed" else Logits()
-    found = _FORMS.match(text)
+    found = _FORMS.fullmatch(text)
     if found is None:
         raise ArgumentError.of(
             "node",

@@ -45,7 +45,7 @@ AXES = frozenset(
         "class",
     }
 )
-"""The closed vocabulary of axis names. A picture is chosen by them, so free names would draw nothing."""
+"""The closed vocabulary of axis names: a picture is chosen by them, others would draw nothing."""
 
 Source = str
 """Where a record came from: ``"live"`` (during training) or ``"sweep"`` (from a checkpoint)."""
@@ -86,7 +86,7 @@ class Panel:
         values = _detached(self.values)
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "axes", tuple(self.axes))
-        object.__setattr__(self, "coords", {k: plain(v) for k, v in self.coords.items()})
+        object.__setattr__(self, "coords", plain(self.coords, "coords"))
         object.__setattr__(self, "convention", plain(self.convention))
         self._check_axes()
         for key, labels in self.coords.items():
@@ -120,7 +120,7 @@ class Panel:
             raise ArgumentError.of(
                 f"coords[{key!r}]",
                 expected=f"labels of shape {sizes}",
-                got=f"{len(labels)} labels",
+                got=f"{len(labels)} labels" if isinstance(labels, list) else repr(labels),
                 do="Give one label for each entry.",
             )
 
@@ -224,11 +224,12 @@ class Record:
         return dataclasses.replace(self, **changes)
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, argument: str = "convention") -> Any:
     """Return ``value`` as plain JSON types: dict, list, str, int, float, bool, None.
 
     Args:
         value: Built-in containers, numbers, numpy or torch scalars and small arrays.
+        argument: What it is, for the message.
 
     Returns:
         The same, made of built-in types only.
@@ -245,11 +246,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, Tensor | np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, Sequence | set | frozenset | range):
-        return [plain(v) for v in value]
+        return {str(k): plain(v, argument) for k, v in value.items()}
+    if isinstance(value, set | frozenset):
+        # Their order differs from process to process.
+        value = sorted(value, key=repr)
+    if isinstance(value, Sequence):
+        return [plain(v, argument) for v in value]
     raise ArgumentError.of(
-        "convention",
+        argument,
         expected="plain JSON (numbers, text, lists, dicts)",
         got=f"a {type(value).__name__}",
         do="Store a description of the object, not the object.",
@@ -266,6 +270,13 @@ def _builtin(value: Any) -> Any:
 
 def _detached(values: Any) -> Tensor:
     tensor = values.detach() if isinstance(values, Tensor) else torch.as_tensor(values)
+    if tensor.is_complex():
+        raise ArgumentError.of(
+            "values",
+            expected="real numbers",
+            got=str(tensor.dtype)[6:],
+            do="Pass absolute values, or real and imaginary parts as two panels.",
+        )
     if tensor.is_floating_point() and tensor.element_size() < 4:
         tensor = tensor.float()
     with torch.inference_mode(False):
