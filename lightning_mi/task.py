@@ -423,9 +423,7 @@ class _CheckedLookups(TorchFunctionMode):
     So a position too many can be tried, and answered, on any device.
     """
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.embedding:
             named = dict(zip(("input", "weight"), args, strict=False)) | kwargs
@@ -512,9 +510,7 @@ def _tensor(output: Any) -> Tensor:
 
 def _without_last(batch: Any, shape: torch.Size) -> Any:
     """Cut the last position off everything that has the shape of the ids, masks included."""
-    return tree_map(
-        lambda v: v[:, :-1] if isinstance(v, Tensor) and v.shape == shape else v, batch
-    )
+    return tree_map(lambda v: v[:, :-1] if isinstance(v, Tensor) and v.shape == shape else v, batch)
 
 
 def _has_unshifted_key(batch: Any) -> bool:
