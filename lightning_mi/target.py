@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -64,6 +64,8 @@ class Logit:
     position: int = -1
     task: Task | None = field(default=None, repr=False, compare=False)
     higher_is_better: bool = field(default=True, init=False, repr=False)
+    compares: ClassVar[bool] = False
+    """Whether the value depends on other logits, so that one output alone has to become two."""
 
     def __call__(self, outputs: Tensor, batch: Any) -> Tensor:
         """Return the logit.
@@ -82,6 +84,8 @@ class Logit:
 @dataclass(frozen=True)
 class LogProbability(Logit):
     """The log-probability of one token or class, in nats; arguments as for `Logit`."""
+
+    compares: ClassVar[bool] = True
 
     def __call__(self, outputs: Tensor, batch: Any) -> Tensor:
         """Return log softmax(logits)[token].
@@ -103,6 +107,8 @@ class Margin(Logit):
 
     The model output function of TRAK (Park et al. 2023).
     """
+
+    compares: ClassVar[bool] = True
 
     def __call__(self, outputs: Tensor, batch: Any) -> Tensor:
         """Return the log-odds of the token.
@@ -128,6 +134,7 @@ class LogitDifference(Logit):
     """
 
     other: int | Tensor | None = None
+    compares: ClassVar[bool] = True
 
     def __call__(self, outputs: Tensor, batch: Any) -> Tensor:
         """Return the difference of the two logits.
@@ -234,8 +241,9 @@ def as_target(target: TargetLike, task: Task | None = None) -> Target:
     """
     if target is None:
         return Logit(task=task)
-    if isinstance(target, bool) or (isinstance(target, Tensor) and target.is_floating_point()):
-        pass
+    is_float = isinstance(target, Tensor) and target.is_floating_point()
+    if isinstance(target, bool | type) or is_float:
+        pass  # A class such as Margin, without its brackets, would pass for a function.
     elif isinstance(target, int | Tensor):
         return Logit(token=target, task=task)
     elif isinstance(target, Logit | Loss):
@@ -247,7 +255,7 @@ def as_target(target: TargetLike, task: Task | None = None) -> Target:
     raise ArgumentError.of(
         "target",
         expected="an int, a tensor of ints, a function (outputs, batch) or a Target",
-        got=repr(target)[:60],
+        got=f"the class {target.__name__}" if isinstance(target, type) else repr(target)[:60],
         do="For example target=3, or target=LogitDifference(3, other=5).",
     )
 
@@ -267,9 +275,11 @@ def positions(outputs: Tensor, batch: Any, target: Logit) -> Tensor:
         ArgumentError: If the position does not exist.
     """
     length = outputs.shape[1]
-    last = _last_known(outputs, batch, target) if target.token is None else None
-    if last is None:
-        last = _last_real(outputs, batch)
+    last = _last_real(outputs, batch)
+    if target.token is None and isinstance(target.task, NextToken):
+        known = _last(target.task.labels(batch) != IGNORED)
+        # Where no next token is known, the model's own answer at the last position is meant.
+        last = torch.where(known < 0, last, known)
     index = torch.full_like(last, target.position)
     index = index if target.position >= 0 else last + 1 + target.position
     if bool((index < 0).any()) or bool((index >= length).any()):
@@ -300,9 +310,12 @@ def select(outputs: Tensor, batch: Any, target: Logit) -> tuple[Tensor, Tensor]:
         logits = outputs[rows, index]
         labels = labels[rows, index] if labels is not None and labels.ndim == 2 else None
     elif outputs.ndim == 1 or outputs.shape[1:] == (1,):
-        # A single output has no choice of class: it is the logit.
         logits = outputs.reshape(-1, 1)
-        labels = torch.zeros_like(logits[:, 0], dtype=torch.long)
+        if target.compares:
+            # A single output is the logit of class 1 against class 0.
+            logits = torch.cat([torch.zeros_like(logits), logits], 1)
+        else:
+            labels = torch.zeros_like(logits[:, 0], dtype=torch.long)
     else:
         logits = outputs
     return logits, _tokens(logits, labels, target)
@@ -322,11 +335,11 @@ def _indices(token: int | Tensor, logits: Tensor, argument: str) -> Tensor:
     tokens = torch.as_tensor(token, device=logits.device)
     tokens = tokens.expand(len(logits)) if tokens.ndim == 0 else tokens
     classes = logits.shape[-1]
-    if tokens.shape != logits.shape[:1]:
+    if tokens.is_floating_point() or tokens.shape != logits.shape[:1]:
         raise ArgumentError.of(
             argument,
             expected=f"one index, or one for each of the {len(logits)} examples",
-            got=f"shape {tuple(tokens.shape)}",
+            got=f"{str(tokens.dtype)[6:]} of shape {tuple(tokens.shape)}",
             do="Pass an int or a tensor as long as the batch.",
         )
     if bool((tokens < 0).any()) or bool((tokens >= classes).any()):
@@ -341,13 +354,6 @@ def _indices(token: int | Tensor, logits: Tensor, argument: str) -> Tensor:
 
 def _take(logits: Tensor, tokens: Tensor) -> Tensor:
     return logits.gather(-1, tokens[:, None])[:, 0]
-
-
-def _last_known(outputs: Tensor, batch: Any, target: Logit) -> Tensor | None:
-    task = target.task
-    if not isinstance(task, NextToken):
-        return None
-    return _last(task.labels(batch) != IGNORED)
 
 
 def _last_real(outputs: Tensor, batch: Any) -> Tensor:
