@@ -6,15 +6,19 @@ import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import Enum
+from pathlib import PurePath
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batch import fingerprint, main_input
+from .batch import cloned, fingerprint, main_input, tree_map
 from .errors import ArgumentError
 from .isolation import untouched
-from .record import Reading, Record
+from .record import Reading, Record, plain
 from .target import Target, TargetLike, as_target
 from .task import Task, infer_task
 
@@ -299,14 +303,15 @@ def measure(
         >>> records[0].name
         'saliency/values'
     """
-    chosen = [measurements] if isinstance(measurements, Measurement) else list(measurements)
+    chosen = as_list(measurements)
     check_names(chosen)
-    with untouched(model) as plain, (nullcontext() if inside is None else inside()):
+    with untouched(model) as quiet, nullcontext() if inside is None else inside():
         if context is None:
-            context = Context(plain, batch, task, step=step)
+            context = Context(quiet, _usable(batch), task, step=step)
         if context.has_batch:
-            _check_device(plain, context.batch)
-        readings = [(m, m(plain, context)) for m in chosen]
+            _check_device(quiet, context.batch)
+        readings = [(m, m(quiet, context)) for m in chosen]
+    recipes = {m.name: describe(m) for m in chosen}
     return [
         Record(
             name=f"{m.name}/{what}",
@@ -317,11 +322,36 @@ def measure(
             tokens=context.tokens,
             weights=weights,
             source=source,
-            made_by=describe(m),
+            made_by=recipes[m.name],
         )
         for m, reading in readings
         for what, panel in reading.items()
     ]
+
+
+def as_list(measurements: Measurement | Iterable[Measurement]) -> list[Measurement]:
+    """Return one measurement, or several, as a list.
+
+    Args:
+        measurements: One or several.
+
+    Returns:
+        The list.
+
+    Raises:
+        ArgumentError: If one is no measurement, or its class instead of an instance.
+    """
+    single = isinstance(measurements, Measurement) or not isinstance(measurements, Iterable)
+    chosen: list[Any] = [measurements] if single else list(measurements)  # type: ignore[arg-type]
+    for m in chosen:
+        if isinstance(m, type) or not isinstance(m, Measurement):
+            raise ArgumentError.of(
+                "measurements",
+                expected="measurements, with a name and callable with (model, context)",
+                got=f"the class {m.__name__}" if isinstance(m, type) else f"a {type(m).__name__}",
+                do="Pass for example Saliency(), with brackets.",
+            )
+    return chosen
 
 
 def check_names(measurements: Iterable[Measurement]) -> None:
@@ -352,19 +382,28 @@ def describe(thing: Any) -> Any:
         thing: A measurement, or anything that may stand in one.
 
     Returns:
-        Plain JSON; tensors and datasets by fingerprint, functions by name, never an address.
+        Plain JSON; tensors and arrays by fingerprint, a dataset by class and length (fetching its
+        examples might change its state), functions by name, never an address.
 
     Example:
         >>> describe(torch.ones(2))["shape"]
         [2]
     """
-    if thing is None or isinstance(thing, bool | int | float | str):
-        return thing
+    if isinstance(thing, Enum):
+        return thing.name
+    if thing is None or isinstance(thing, bool | int | float | str | np.generic):
+        return plain(thing)
+    if isinstance(thing, torch.device | torch.dtype | PurePath | timedelta):
+        return str(thing)
+    if isinstance(thing, np.ndarray):
+        thing = torch.as_tensor(thing) if thing.dtype.kind in "biuf" else thing.tolist()
     if isinstance(thing, Tensor):
         return {"tensor": fingerprint(thing), "shape": list(thing.shape), "dtype": str(thing.dtype)}
     if isinstance(thing, Mapping):
         return {str(k): describe(v) for k, v in thing.items()}
-    if isinstance(thing, list | tuple | range | set | frozenset):
+    if isinstance(thing, set | frozenset):
+        return sorted((describe(v) for v in thing), key=repr)
+    if isinstance(thing, list | tuple | range):
         return [describe(v) for v in thing]
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         arguments = {f.name: describe(getattr(thing, f.name)) for f in dataclasses.fields(thing)}
@@ -379,6 +418,19 @@ def describe(thing: Any) -> Any:
         return {"function": _path(thing)}
     size = {"length": len(thing)} if hasattr(thing, "__len__") else {}
     return {"class_path": _path(type(thing)), **size}
+
+
+def _usable(batch: Any) -> Any:
+    """Replace tensors made in inference mode, which no gradient can pass."""
+    found = False
+
+    def check(value: Any) -> Any:
+        nonlocal found
+        found = found or (isinstance(value, Tensor) and value.is_inference())
+        return value
+
+    tree_map(check, batch)
+    return cloned(batch) if found else batch
 
 
 def _path(thing: Any) -> str:

@@ -37,7 +37,13 @@ def track(items: Iterable[T], description: str, *, total: int | None = None) -> 
         yield from items
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     count = len(items) if total is None and isinstance(items, Sized) else total
     columns = (

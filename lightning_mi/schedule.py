@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from numbers import Integral
 from typing import Any, Literal
 
 from .errors import ArgumentError
@@ -58,7 +59,20 @@ class Schedule:
         self._check_steps()
         if self.max_overhead is not None and not 0 < self.max_overhead < 1:
             raise ArgumentError.of(
-                "max_overhead", expected="a share between 0 and 1", got=self.max_overhead, do="0.01"
+                "max_overhead",
+                expected="a share between 0 and 1",
+                got=self.max_overhead,
+                do="For example max_overhead=0.01 for one percent.",
+            )
+        interval = self.train_time_interval
+        if interval is not None and not (
+            isinstance(interval, timedelta) and interval > timedelta()
+        ):
+            raise ArgumentError.of(
+                "train_time_interval",
+                expected="a positive timedelta",
+                got=repr(interval),
+                do="For example timedelta(minutes=5).",
             )
         if not self._named:
             object.__setattr__(self, "every_n_train_steps", DEFAULT_STEPS)
@@ -76,16 +90,17 @@ class Schedule:
 
     def _check_steps(self) -> None:
         steps: Any = self.at_steps
-        if steps is None or steps == "log":
+        if steps is None or (isinstance(steps, str) and steps == "log"):
             return
-        if isinstance(steps, str) or any(not isinstance(s, int) or s < 0 for s in steps):
+        listed = isinstance(steps, Iterable) and not isinstance(steps, str)
+        if not listed or any(not isinstance(s, Integral) or s < 0 for s in steps):
             raise ArgumentError.of(
                 "at_steps",
                 expected='a list of steps or "log"',
                 got=repr(steps),
                 do="For example at_steps=[0, 100, 1000].",
             )
-        object.__setattr__(self, "at_steps", tuple(sorted(set(steps))))
+        object.__setattr__(self, "at_steps", tuple(sorted({int(s) for s in steps})))
 
     @property
     def _named(self) -> bool:
@@ -143,5 +158,8 @@ class Schedule:
 def _check_positive(name: str, value: int | None) -> None:
     if value is not None and (not isinstance(value, int) or value < 1):
         raise ArgumentError.of(
-            name, expected="a positive int", got=repr(value), do=f"Pass {name}=100, or leave it out."
+            name,
+            expected="a positive int",
+            got=repr(value),
+            do=f"Pass {name}=100, or leave it out.",
         )
