@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from .record import Panel, Record
-from .series import at_step
 
 __all__ = ["agreement", "permutation_floor", "spearman"]
 
@@ -28,18 +27,18 @@ def spearman(a: Tensor, b: Tensor) -> float:
         b: Shape ``[n]``.
 
     Returns:
-        From −1 to 1; NaN where one of them is constant or n < 3.
+        From −1 to 1; NaN where one of them is constant or holds a NaN, or n < 3.
 
     Example:
         >>> spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 9.0]))
         1.0
     """
-    if len(a) < 3:
+    if len(a) < 3 or bool(a.isnan().any() or b.isnan().any()):
         return float("nan")
     x, y = (_ranks(v.double()) for v in (a, b))
     x, y = x - x.mean(), y - y.mean()
     scale = float((x.square().sum() * y.square().sum()).sqrt())
-    return float((x * y).sum()) / scale if scale else float("nan")
+    return min(1.0, max(-1.0, float((x * y).sum()) / scale)) if scale else float("nan")
 
 
 def permutation_floor(n: int, *, level: float = 0.95, draws: int = 1000, seed: int = 0) -> float:
@@ -80,13 +79,14 @@ def agreement(records: Sequence[Record]) -> list[Record]:
         holds ``n``, the ``head``, and ``floor``, the 95 % quantile of |ρ| under random order.
     """
     made = []
+    found = {(r.name, r.step): r for r in records}
     steps = sorted({r.step for r in records if r.name == "prompt/attention"})
     for step in steps:
-        attention = at_step(records, "prompt/attention", step)
-        scores = at_step(records, "head_scores/induction", step)
+        attention = found[("prompt/attention", step)]
+        scores = found.get(("head_scores/induction", step))
         for name, headline in EXPLANATIONS.items():
-            values = at_step(records, f"{name}/values", step)
-            if attention is None or scores is None or values is None:
+            values = found.get((f"{name}/values", step))
+            if scores is None or values is None:
                 continue
             if values.panel.axes == ("example", "position"):
                 made.append(_compare(attention, scores, values, headline))
@@ -107,9 +107,7 @@ def _compare(attention: Record, scores: Record, values: Record, headline: str) -
     rho = torch.tensor(spearman(row, explained))
     made_by = {"function": "lightning_mi.comparison.agreement"}
     panel = Panel(rho, (), {}, "1", convention)
-    return attention.replace(
-        name=f"agreement/{values.measurement}", panel=panel, made_by=made_by
-    )
+    return attention.replace(name=f"agreement/{values.measurement}", panel=panel, made_by=made_by)
 
 
 def _strongest(attention: Record, scores: Record) -> tuple[str, Tensor]:

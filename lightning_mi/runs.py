@@ -8,7 +8,9 @@ run that was killed at any moment can be read up to its last record.
 from __future__ import annotations
 
 import json
+import math
 import os
+import pickle
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .batch import tree_map
 from .errors import ArgumentError, RunError
 from .record import Panel, Record, number_to_json, plain
 
@@ -29,6 +32,9 @@ __all__ = ["Run"]
 
 INLINE = 1024
 """Up to so many values stand in the line itself."""
+
+TAG = "non-finite"
+"""Key under which a float that JSON cannot hold stands beside text."""
 
 FORMAT = 1
 
@@ -45,7 +51,6 @@ class Run:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._recipes: dict[str, str] = {}
-        self._lines: Any = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Run:
@@ -103,7 +108,7 @@ class Run:
         Args:
             record: What to keep. One with the same name, step and source replaces it on reading.
         """
-        self._append(self._recipe(record) + [self._line(record)])
+        self._append([*self._recipe(record), self._line(record)])
 
     def write_all(self, records: Iterable[Record]) -> None:
         """Append several records in one write.
@@ -117,39 +122,39 @@ class Run:
             lines.append(self._line(record))
         self._append(lines)
 
-    def close(self) -> None:
-        """Close the file; a later write opens it again."""
-        if self._lines is not None:
-            self._lines.close()
-            self._lines = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the open file behind when copied or sent to another process."""
-        return {**self.__dict__, "_lines": None}
-
     def _append(self, lines: list[str]) -> None:
         if not lines:
             return
-        if self._lines is None:
-            self._lines = (self.path / "records.jsonl").open("a", encoding="utf-8")
-        self._lines.write("".join(line + "\n" for line in lines))
-        self._lines.flush()
+        try:
+            self._repair()
+            # A lone surrogate, which UTF-8 refuses, is written as JSON's own escape. The file is
+            # closed again, so that a run that is simply dropped leaves nothing open.
+            with (self.path / "records.jsonl").open(
+                "a", encoding="utf-8", errors="backslashreplace"
+            ) as file:
+                file.write("".join(line + "\n" for line in lines))
+        except OSError as error:
+            raise RunError(
+                f"run: expected a folder that can be written, got {os.fspath(self.path)!r} "
+                f"({error.strerror or error}). Free some space, or choose another folder."
+            ) from error
 
     def _repair(self) -> None:
         """End a line that a killed process left half written, so that the next stands alone."""
         path = self.path / "records.jsonl"
         path.touch()
         with path.open("rb+") as file:
-            if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) is not None:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
                     file.write(b"\n")
 
     def _recipe(self, record: Record) -> list[str]:
-        recipe = json.dumps(record.made_by, sort_keys=True)
+        recipe = json.dumps(_tagged(record.made_by), sort_keys=True)
         if self._recipes.get(record.measurement) == recipe:
             return []
         self._recipes[record.measurement] = recipe
-        return [json.dumps({"recipe": record.measurement, "made_by": record.made_by})]
+        return [json.dumps({"recipe": record.measurement, "made_by": _tagged(record.made_by)})]
 
     def _line(self, record: Record) -> str:
         panel = record.panel
@@ -165,9 +170,9 @@ class Run:
             "shape": tuple(panel.values.shape),
             "dtype": str(panel.values.dtype)[6:],
             **self._values(record),
-            "coords": panel.coords,
+            "coords": _tagged(panel.coords),
             "unit": panel.unit,
-            "convention": panel.convention,
+            "convention": _tagged(panel.convention),
         }
         return json.dumps(_finite(entry), ensure_ascii=False, separators=(",", ":"))
 
@@ -197,6 +202,7 @@ class Run:
         for entry in self._entries():
             if "recipe" in entry:
                 recipes[entry["recipe"]] = entry["made_by"]
+            if "name" not in entry:  # Nor is it a record where a later version wrote it.
                 continue
             wanted = name is None or entry["name"] == name or entry["name"].startswith(f"{name}/")
             if wanted and source in (None, entry["source"]):
@@ -239,13 +245,15 @@ class Run:
 
     def _entries(self) -> Iterator[dict[str, Any]]:
         path = self.path / "records.jsonl"
+        if not path.exists():
+            return
         torn = 0
         with path.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 if not line.strip():
                     continue
                 try:
-                    entry = json.loads(line)
+                    entry = json.loads(line, object_hook=_untagged)
                     complete = isinstance(entry, dict) and self._has_array(entry)
                 except json.JSONDecodeError:
                     complete = False
@@ -255,7 +263,7 @@ class Run:
                     torn += 1
         if torn:
             warnings.warn(
-                f"{path}: {torn} unfinished line(s) skipped; the process was killed while it wrote.",
+                f"{path}: skipped {torn} unfinished line(s); the process was killed as it wrote.",
                 stacklevel=3,
             )
 
@@ -312,14 +320,27 @@ class Run:
         """Keep the measured batch, for later sweeps.
 
         Args:
-            batch: Built-in containers of tensors.
+            batch: Containers of tensors. Mappings are kept as dicts, arrays as tensors.
         """
-        _replace(self.path / "batch.pt", lambda f: torch.save(batch, f))
+        built_in = tree_map(
+            lambda v: torch.as_tensor(v) if isinstance(v, np.ndarray | np.generic) else v, batch
+        )
+        _replace(self.path / "batch.pt", lambda f: torch.save(built_in, f))
 
     def batch(self) -> Any:
-        """Return the measured batch, or None if none was kept."""
+        """Return the measured batch on the CPU, or None if none was kept.
+
+        Raises:
+            RunError: If it holds more than tensors and built-in types.
+        """
         path = self.path / "batch.pt"
-        return torch.load(path, weights_only=True) if path.exists() else None
+        try:
+            return torch.load(path, "cpu", weights_only=True) if path.exists() else None
+        except pickle.UnpicklingError as error:
+            raise RunError(
+                f"batch: expected tensors and built-in types in {os.fspath(path)!r}, got python "
+                "objects, which are not loaded from a file. Pass batch=… yourself."
+            ) from error
 
 
 def _replace(path: Path, write: Any) -> None:
@@ -343,6 +364,21 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
     return value
+
+
+def _tagged(value: Any) -> Any:
+    """Mark non-finite floats where text may stand as well: a token may read ``nan``."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {TAG: str(value)}
+    if isinstance(value, Mapping):
+        return {k: _tagged(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_tagged(v) for v in value]
+    return value
+
+
+def _untagged(value: dict[str, Any]) -> Any:
+    return float(value[TAG]) if value.keys() == {TAG} else value
 
 
 def _tensor(values: Any, dtype: torch.dtype) -> Tensor:

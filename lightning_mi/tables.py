@@ -23,13 +23,15 @@ def to_dataarray(panel: Panel) -> xarray.DataArray:
         panel: The panel.
 
     Returns:
-        Dimensions are the panel's axes; an axis without labels gets 0, 1, …
+        Dimensions are the panel's axes; an axis without labels, or whose labels repeat, gets
+        0, 1, …
     """
     import xarray
 
     coords: dict[str, Any] = {axis: np.arange(n) for axis, n in panel.size.items()}
     for key, labels in panel.coords.items():
-        if "," not in key:
+        # Labels that repeat (the tokens of a text) name no entry, and cannot be aligned by.
+        if "," not in key and len({repr(label) for label in labels}) == len(labels):
             coords[key] = _labels(labels)
     attributes = {"unit": panel.unit, **panel.convention}
     return xarray.DataArray(panel.values.numpy(), coords, panel.axes, attrs=attributes)
