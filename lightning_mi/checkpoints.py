@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,14 @@ from .batch import moved
 from .comparison import agreement
 from .errors import ArgumentError, ModelError
 from .isolation import unwrapped
-from .measurement import Context, IndexedData, Measurement, check_names, measure
+from .measurement import Context, IndexedData, Measurement, as_list, check_names, measure
 from .progress import track
 from .runs import Run
 from .task import Task
 
 __all__ = ["Checkpoint", "STATE_MARK", "find_checkpoints", "sweep"]
+
+WEIGHT_KEYS = ("state_dict", "model_state_dict", "model")
 
 STATE_MARK = "lightning_mi"
 """Key by which the state of our callbacks is known in a checkpoint."""
@@ -54,6 +57,9 @@ class Checkpoint:
     ) -> Checkpoint:
         """Read a checkpoint that Lightning or ``torch.save`` wrote.
 
+        A file without ``global_step`` takes its step from the name: the number after ``step``,
+        else the last number.
+
         Args:
             path: The file.
             weights: ``"current"`` or ``"average"``, where weight averaging saved both.
@@ -74,6 +80,13 @@ class Checkpoint:
                 got=f"{os.fspath(path)!r} with python objects ({str(error)[:80]}…)",
                 do="Pass weights_only=False if you trust where it came from.",
             ) from error
+        except (RuntimeError, EOFError) as error:
+            raise ArgumentError.of(
+                "checkpoints",
+                expected="whole files that torch.save or Lightning wrote",
+                got=f"{os.fspath(path)!r} ({str(error)[:80]})",
+                do="Leave it out, or save it again.",
+            ) from error
         if not isinstance(content, Mapping):
             raise ArgumentError.of(
                 "checkpoints",
@@ -83,9 +96,9 @@ class Checkpoint:
             )
         state = _monitor_state(content)
         return cls(
-            step=int(content.get("global_step", 0)),
+            step=_step(content, Path(path)),
             epoch=int(content.get("epoch", 0)),
-            weights=_weights(content, weights),
+            weights=_weights(content, weights, Path(path)),
             samples=state.get("samples"),
             tokens=state.get("tokens"),
             learning_rates=state.get("learning_rates", {}),
@@ -156,7 +169,7 @@ def sweep(
         ArgumentError: If checkpoints, weights or measurements do not fit.
     """
     paths = find_checkpoints(checkpoints)
-    chosen = [measurements] if isinstance(measurements, Measurement) else list(measurements)
+    chosen = as_list(measurements)
     check_names(chosen)
     if weights not in ("current", "average"):
         raise ArgumentError.of(
@@ -183,6 +196,7 @@ def sweep(
         )
         records = measure(copied, chosen, context=context, source="sweep", weights=weights)
         target.write_all([*records, *agreement(records)])
+    target.close()
     return target
 
 
@@ -197,24 +211,37 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
     Raises:
         ModelError: If names or shapes do not fit.
     """
-    plain = {name.replace("_orig_mod.", ""): value for name, value in weights.items()}
-    wanted = set(model.state_dict())
-    if not wanted <= set(plain):
-        # A bare network inside a LightningModule: the file has its names behind one prefix.
-        first = next(iter(sorted(wanted)), "")
-        prefixes = [n[: -len(first)] for n in plain if first and n.endswith("." + first)]
-        for prefix in prefixes:
-            inner = {n[len(prefix) :]: v for n, v in plain.items() if n.startswith(prefix)}
-            if wanted <= set(inner):
-                plain = inner
-                break
+    plain: Mapping[str, Tensor] = {_plain_name(n): value for n, value in weights.items()}
+    wanted = {_plain_name(name): name for name in model.state_dict()}
+    if not wanted.keys() <= plain.keys():
+        plain = _behind_prefix(plain, set(wanted), path)
     try:
-        model.load_state_dict(plain)
+        model.load_state_dict({wanted.get(name, name): value for name, value in plain.items()})
     except RuntimeError as error:
         raise ModelError(
             f"model: expected the architecture saved in {path.name!r}, got {str(error)[:300]}. "
             "Build the model with the arguments that it was trained with."
         ) from error
+
+
+def _plain_name(name: str) -> str:
+    return name.replace("_orig_mod.", "")
+
+
+def _behind_prefix(
+    weights: Mapping[str, Tensor], wanted: set[str], path: Path
+) -> Mapping[str, Tensor]:
+    """Return what a LightningModule saved of the bare network in it, behind one prefix."""
+    first = min(wanted, default="")
+    prefixes = [n[: -len(first)] for n in weights if first and n.endswith("." + first)]
+    parts = {p: {n[len(p) :]: v for n, v in weights.items() if n.startswith(p)} for p in prefixes}
+    fitting = {prefix: part for prefix, part in parts.items() if wanted <= set(part)}
+    if len(fitting) > 1:
+        raise ModelError(
+            f"model: expected one network of this architecture in {path.name!r}, got "
+            f"{sorted(fitting)}. Pass the whole LightningModule, with task=…(module=…) naming one."
+        )
+    return next(iter(fitting.values()), weights)
 
 
 def _target(run: Run | str | os.PathLike[str] | None, paths: list[Path]) -> Run:
@@ -239,9 +266,33 @@ def _monitor_state(content: Mapping[str, Any]) -> Mapping[str, Any]:
     return next(states, {})
 
 
-def _weights(content: Mapping[str, Any], which: str) -> Mapping[str, Tensor]:
-    if which == "current" and "current_model_state" in content:
+def _step(content: Mapping[str, Any], path: Path) -> int:
+    if "global_step" in content:
+        return int(content["global_step"])
+    named = re.findall(r"step\D?(\d+)", path.stem) or re.findall(r"\d+", path.stem)
+    return int(named[-1]) if named else 0
+
+
+def _weights(content: Mapping[str, Any], which: str, path: Path) -> Mapping[str, Tensor]:
+    # Under weight averaging Lightning saves the average under the usual key, and both names.
+    averages = "current_model_state" in content
+    if which == "average" and not averages:
+        raise ArgumentError.of(
+            "weights",
+            expected="a checkpoint that weight averaging saved",
+            got=f"none in {os.fspath(path)!r}",
+            do='Take weights="current".',
+        )
+    if which == "current" and averages:
         found: Any = content["current_model_state"]
     else:
-        found = content.get("state_dict", content)
-    return {k: v for k, v in found.items() if isinstance(v, Tensor)}
+        found = next((content[k] for k in WEIGHT_KEYS if k in content), content)
+    tensors = {k: v for k, v in found.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise ArgumentError.of(
+            "checkpoints",
+            expected="a mapping with the key state_dict",
+            got=f"the keys {list(map(str, content))[:8]} in {os.fspath(path)!r}",
+            do="Save with trainer.save_checkpoint or torch.save(model.state_dict()).",
+        )
+    return tensors
