@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import warnings
@@ -116,7 +117,6 @@ class Session:
         if state == "finished":
             for sink in self.sinks:
                 sink.finish(self.run, self.run.info.get("summary", {}))
-        self.run.close()
 
     def write_report(self) -> None:
         """Write the HTML report; a fault in it never stops training."""
@@ -306,9 +306,16 @@ class Session:
         """Share of the time since the start that went into measuring."""
         return self.measuring / max(time.perf_counter() - self._started, 1e-9)
 
-    def begin_clock(self) -> None:
-        """Start counting training time, at the first step rather than at set-up."""
+    def begin_clock(self, trainer: Trainer) -> None:
+        """Start counting training time, at the first step rather than at set-up.
+
+        Args:
+            trainer: A Trainer whose loaders are set up, so that it knows how long it will train.
+        """
         self._started, self.measuring = time.perf_counter(), 0.0
+        if self.run is not None and "length" not in self._written:
+            self._written.add("length")
+            self.run.update_info(max_steps=planned_steps(trainer))
 
     def forget(self) -> None:
         """Drop everything that refers to the model or its tensors."""
@@ -350,15 +357,31 @@ def facts(trainer: Trainer, model: nn.Module) -> dict[str, Any]:
         "name": _name(trainer, model),
         "model": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "max_steps": int(trainer.estimated_stepping_batches)
-        if trainer.estimated_stepping_batches != float("inf")
-        else None,
         "text": str(getattr(datamodule, "description", "")),
         "seed": os.environ.get("PL_GLOBAL_SEED"),
         "versions": {p: _version(p) for p in ("lightning_mi", "torch", "pytorch-lightning")},
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "state": "running",
     }
+
+
+def planned_steps(trainer: Trainer) -> int | None:
+    """Return how many optimizer steps training will take, or None where that is open.
+
+    ``trainer.estimated_stepping_batches`` would set the loaders up a second time.
+
+    Args:
+        trainer: A Trainer whose loaders are set up.
+
+    Returns:
+        The smaller of what ``max_steps`` and ``max_epochs`` allow.
+    """
+    limits = [trainer.max_steps] if trainer.max_steps != -1 else []
+    batches = trainer.num_training_batches
+    if trainer.max_epochs not in (None, -1) and math.isfinite(batches):
+        steps = math.ceil(batches / trainer.accumulate_grad_batches)
+        limits.append(steps * int(trainer.max_epochs or 0))
+    return min(limits) if limits else None
 
 
 def piecewise(tokenizer: Any) -> Callable[[Sequence[int]], list[str]] | None:

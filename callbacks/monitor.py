@@ -208,7 +208,7 @@ class MeasurementMonitor(Callback):
         """
         self._last_step = trainer.global_step
         self._fired_time = time.monotonic()
-        self._shared.begin_clock()
+        self._shared.begin_clock(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete folder and loggers.

@@ -44,7 +44,7 @@ def fire(folder: Any, schedule: dict[str, Any], *, model: Any = None, **options:
         ({"on_validation": True}, {"max_steps": 4, "val_check_interval": 2}, [2, 4]),
         ({"at_end": True}, {"max_steps": 3}, [3]),
         ({}, {"max_steps": 3}, [0, 3]),
-        ({"train_time_interval": timedelta(seconds=0)}, {"max_steps": 2}, [1, 2]),
+        ({"train_time_interval": timedelta(microseconds=1)}, {"max_steps": 2}, [1, 2]),
         ({"every_n_train_steps": 2}, {"max_steps": 2, "limit_val_batches": 0}, [0, 2]),
         ({"every_n_train_steps": 2}, {"max_steps": 2, "num_sanity_val_steps": 0}, [0, 2]),
     ],
