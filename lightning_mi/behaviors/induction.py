@@ -1,0 +1,203 @@
+"""Induction on random tokens: a block is repeated, so that its second copy can be predicted."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+
+__all__ = ["RepeatedTokens", "matches"]
+
+
+@dataclass(frozen=True)
+class RepeatedTokens:
+    """Random tokens that repeat: [BOS] r_1 … r_L, r_1 … r_L, … (Olsson et al. 2022).
+
+    The tokens of a block are uniform over the vocabulary without ``bos`` and ``special``, and
+    distinct inside a block, so that every token of a later copy has occurred exactly once in each
+    copy before. They come from a generator of their own: the same arguments give the same tokens.
+
+    Args:
+        vocabulary_size: Number of token ids; None leaves it to whoever calls the methods.
+        length: L, tokens in a block.
+        repeats: Number of copies, at least 2.
+        sequences: Number of sequences.
+        bos: Token put in front, never in place of a block's token; None puts none.
+        special: Token ids that are not drawn.
+        seed: Seed of the generator.
+
+    Raises:
+        ArgumentError: If a number is out of range.
+
+    Example:
+        >>> RepeatedTokens(length=3, sequences=1, bos=0).tokens(10).shape
+        torch.Size([1, 7])
+    """
+
+    vocabulary_size: int | None = None
+    length: int = 32
+    repeats: int = 2
+    sequences: int = 4
+    bos: int | None = None
+    special: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        object.__setattr__(self, "special", tuple(int(i) for i in self.special))
+        for name, least in (("length", 2), ("repeats", 2), ("sequences", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ArgumentError.of(
+                    name, expected=f"an int of at least {least}", got=repr(value), do="Change it."
+                )
+
+    @property
+    def start(self) -> int:
+        """Position of the first token of the first block: 1 with ``bos``, else 0."""
+        return 0 if self.bos is None else 1
+
+    @property
+    def positions(self) -> int:
+        """Length of a sequence."""
+        return self.start + self.length * self.repeats
+
+    def tokens(self, vocabulary_size: int | None = None) -> Tensor:
+        """Return the repeated tokens.
+
+        Args:
+            vocabulary_size: Used where the protocol itself has none.
+
+        Returns:
+            Long tensor ``[sequence, position]`` on the CPU.
+        """
+        draws = self._draws(vocabulary_size, self.length, 0)
+        return self._sequences([draw.repeat(self.repeats) for draw in draws])
+
+    def matched(self, vocabulary_size: int | None = None) -> Tensor:
+        """Return the matched control: all blocks but the last are replaced by fresh tokens.
+
+        The last block is that of `tokens`. Nothing has occurred before, so whatever a head shows
+        at the same entries of the pattern it shows for their position alone.
+
+        Args:
+            vocabulary_size: Used where the protocol itself has none.
+
+        Returns:
+            Long tensor ``[sequence, position]`` on the CPU.
+        """
+        draws = self._draws(vocabulary_size, self.length * self.repeats, 0)
+        return self._sequences([torch.cat([d[self.length :], d[: self.length]]) for d in draws])
+
+    def random_period(self, vocabulary_size: int | None = None) -> Tensor:
+        """Return repeated tokens whose period differs from sequence to sequence.
+
+        The period is uniform from ⌈L/2⌉ to L−1, never L itself; fresh tokens fill the rest. A head
+        that attends at a fixed offset cannot keep up.
+
+        Args:
+            vocabulary_size: Used where the protocol itself has none.
+
+        Returns:
+            Long tensor ``[sequence, position]`` on the CPU.
+        """
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        least = (self.length + 1) // 2
+        periods = torch.randint(
+            least, max(self.length, least + 1), (self.sequences,), generator=generator
+        )
+        total = self.length * self.repeats
+        rows = []
+        for draw, period in zip(
+            self._draws(vocabulary_size, total, 1), periods.tolist(), strict=True
+        ):
+            block = draw[:period].repeat(self.repeats)
+            rows.append(torch.cat([block, draw[period:]])[:total])
+        return self._sequences(rows)
+
+    def fitted(self, vocabulary_size: int, positions: int | None = None) -> RepeatedTokens:
+        """Return the protocol with blocks short enough for a model.
+
+        Args:
+            vocabulary_size: The model's number of token ids.
+            positions: The longest sequence it takes, None where unknown.
+
+        Returns:
+            The protocol, with its vocabulary size filled in.
+
+        Raises:
+            ArgumentError: If not even blocks of two tokens fit.
+        """
+        size = self.vocabulary_size or vocabulary_size
+        longest = len(self._allowed(size)) // self.repeats
+        if positions is not None:
+            longest = min(longest, (positions - self.start) // self.repeats)
+        if longest < 2:
+            raise ArgumentError.of(
+                "tokens",
+                expected="room for two blocks of two distinct tokens",
+                got=f"{size} token ids and {positions} positions",
+                do="Use a model with a larger vocabulary and context.",
+            )
+        return dataclasses.replace(self, vocabulary_size=size, length=min(self.length, longest))
+
+    def _allowed(self, size: int) -> Tensor:
+        excluded = [*self.special, *(() if self.bos is None else (self.bos,))]
+        kept = torch.ones(size, dtype=torch.bool)
+        kept[[i for i in excluded if 0 <= i < size]] = False
+        return kept.nonzero()[:, 0]
+
+    def _draws(self, vocabulary_size: int | None, count: int, stream: int) -> list[Tensor]:
+        size = self.vocabulary_size or vocabulary_size
+        if size is None:
+            raise ArgumentError.of(
+                "vocabulary_size", expected="a number", got="None", do="Pass it here or above."
+            )
+        allowed = self._allowed(size)
+        if len(allowed) < count:
+            raise ArgumentError.of(
+                "length",
+                expected=f"at most {len(allowed) // max(1, count // self.length)} with {size} ids",
+                got=self.length,
+                do="Shorten the blocks.",
+            )
+        generator = torch.Generator().manual_seed(self.seed + stream)
+        return [
+            allowed[torch.randperm(len(allowed), generator=generator)[:count]]
+            for _ in range(self.sequences)
+        ]
+
+    def _sequences(self, rows: list[Tensor]) -> Tensor:
+        tokens = torch.stack(rows)
+        if self.bos is None:
+            return tokens
+        return torch.cat([torch.full_like(tokens[:, :1], self.bos), tokens], 1)
+
+
+def matches(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return every earlier occurrence of every token.
+
+    Args:
+        tokens: Ids ``[sequence, position]``.
+        mask: True at real tokens ``[sequence, position]``; None means all.
+
+    Returns:
+        Long tensor ``[match, 3]``: sequence, position t, position p < t with the same token.
+
+    Example:
+        >>> matches(torch.tensor([[5, 6, 5]]))
+        tensor([[0, 2, 0]])
+    """
+    found = []
+    for index, row in enumerate(tokens):  # one at a time: position x position fits in memory
+        same = (row[:, None] == row).tril(-1)
+        if mask is not None:
+            real = mask[index].bool()
+            same &= real & real[:, None]
+        pairs = same.nonzero()
+        found.append(torch.cat([torch.full_like(pairs[:, :1], index), pairs], 1))
+    return torch.cat(found)

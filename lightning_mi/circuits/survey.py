@@ -1,0 +1,134 @@
+"""What a language model takes: how many token ids, how many positions, how many attentions."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attention import tap
+from ..errors import LightningMIError, ModelError
+from ..task import NextToken, Task
+
+__all__ = ["Survey", "run_tokens", "survey"]
+
+CONTEXT_NAMES = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "block_size",
+    "context_length",
+    "max_seq_len",
+)
+"""Names under which configurations keep the longest sequence."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found.
+
+    Args:
+        vocabulary_size: Number of token ids.
+        context_length: Longest sequence, None where it cannot be seen.
+        sites: Number of attentions in a forward pass.
+    """
+
+    vocabulary_size: int
+    context_length: int | None
+    sites: int
+
+
+def survey(model: nn.Module, task: Task) -> Survey:
+    """Run a model on two tokens and see what it takes.
+
+    Args:
+        model: The user's model, in evaluation mode.
+        task: How it is called.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ModelError: If it cannot be called with token ids, or its vocabulary cannot be found.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    ids = torch.ones(1, 2, dtype=torch.long, device=device)
+    tables: list[tuple[nn.Embedding, Tensor]] = []
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                stack.callback(module.register_forward_hook(_note(tables)).remove)
+        seen = stack.enter_context(tap(model, keep=False, check="all"))
+        outputs = run_tokens(model, task, ids)
+    size = next((t.num_embeddings for t, given in tables if _is_ids(given, ids)), None)
+    if size is None and outputs.ndim == 3:
+        size = outputs.shape[-1]
+    if size is None:
+        raise ModelError(
+            f"model: expected {type(model).__name__} to look token ids up in an nn.Embedding or to "
+            f"return logits [example, position, token], got outputs {tuple(outputs.shape)}. "
+            "Pass tokens=RepeatedTokens(vocabulary_size=…)."
+        )
+    return Survey(size, _context_length(model, tables, ids), seen.count)
+
+
+def run_tokens(model: nn.Module, task: Task, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Run a model on token ids of our own.
+
+    Args:
+        model: The user's model.
+        task: How it is called.
+        ids: Token ids ``[example, position]``.
+        mask: 1 at real tokens, or None.
+
+    Returns:
+        The outputs.
+
+    Raises:
+        ModelError: If the model cannot be called with token ids.
+    """
+    if isinstance(task, NextToken) and task.drop_last_input:
+        task = copy.copy(task)
+        task.drop_last_input = False
+    batch: Any = ids if mask is None else {"input_ids": ids, "attention_mask": mask}
+    try:
+        return task.outputs(model, batch)
+    except LightningMIError:
+        raise
+    except (IndexError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        raise ModelError(
+            f"model: expected {type(model).__name__} to run on token ids of shape "
+            f"{tuple(ids.shape)}, got {type(error).__name__}: {error}. Head scores need a language "
+            "model; pass a Task whose outputs(model, batch) calls it, or shorter tokens."
+        ) from error
+
+
+def _note(tables: list[tuple[nn.Embedding, Tensor]]) -> Any:
+    def hook(module: nn.Embedding, args: tuple[Any, ...], output: Any) -> None:
+        if args and isinstance(args[0], Tensor):
+            tables.append((module, args[0]))
+
+    return hook
+
+
+def _is_ids(given: Tensor, ids: Tensor) -> bool:
+    return given is ids or (given.shape == ids.shape and torch.equal(given, ids))
+
+
+def _context_length(
+    model: nn.Module, tables: list[tuple[nn.Embedding, Tensor]], ids: Tensor
+) -> int | None:
+    found = []
+    for table, given in tables:
+        places = given.flatten().tolist()
+        if len(places) == ids.shape[1] and places[1] == places[0] + 1:
+            found.append(table.num_embeddings - places[0])
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        values = (getattr(config, name, None) for name in CONTEXT_NAMES)
+        found += [v for v in values if isinstance(v, int) and v > 0]
+    return min(found) if found else None
