@@ -108,9 +108,7 @@ def ask(target: Target, outputs: Tensor, batch: Any) -> Question:
     fixed = dataclasses.replace(target, token=token, task=None)
     if isinstance(fixed, LogitDifference):
         fixed = dataclasses.replace(fixed, other=_rivals(logits, token, fixed.other))
-    question = Question(fixed, batch, plain, position, token)
-    question(plain, torch.arange(len(plain), device=plain.device))  # So that errors come early.
-    return question
+    return Question(fixed, batch, plain, position, token)
 
 
 def widened(values: Tensor) -> Tensor:

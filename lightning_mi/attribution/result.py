@@ -92,8 +92,8 @@ class Attribution:
             asked["target_position"] = self.position
         if self.token is not None:
             asked["target_token"] = self.token
-            if self.ids is not None and self.position is not None:
-                asked["target_text"] = texts(self.token.tolist())
+            words = self.ids is not None and self.position is not None
+            asked["target_text"] = (texts if words else _as_numbers)(self.token.tolist())
         return asked
 
     def _coords(self, texts: Texts) -> dict[str, Any]:
