@@ -43,7 +43,7 @@ class Target(Protocol):
         """Return shape ``[example]`` from the model's outputs and the batch."""
 
 
-TargetLike: TypeAlias = "Target | Callable[[Tensor, Any], Tensor] | Tensor | int | None"
+TargetLike: TypeAlias = Target | Callable[[Tensor, Any], Tensor] | Tensor | int | None
 """What is accepted wherever a target is: see `as_target`."""
 
 
