@@ -1161,3 +1161,19 @@ def test_channels_last() -> None:
             method(wide, y.to(memory_format=torch.channels_last), 1).values,
             method(wide, y, 1).values,
         )
+
+
+def test_measurements_from_yaml() -> None:
+    jsonargparse = pytest.importorskip("jsonargparse")
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--measurements", type=list[mi.Measurement])
+    target = {"class_path": "lightning_mi.LogitDifference", "init_args": {"token": 3, "other": 4}}
+    recipes = [("Saliency", {"target": target}), ("IntegratedGradients", {"baseline": 7})]
+    given = [
+        {"class_path": f"lightning_mi.attribution.{name}", "init_args": arguments}
+        for name, arguments in recipes
+    ]
+    made = parser.instantiate(parser.parse_object({"measurements": given})).measurements
+    assert made[0].target == mi.LogitDifference(3, other=4)
+    assert made[1].baseline == 7
+    assert isinstance(made[1].baseline, int)  # A token id, not a level.

@@ -15,7 +15,7 @@ from .question import widened
 
 __all__ = ["Baseline", "Keep", "baseline_point"]
 
-Baseline: TypeAlias = Tensor | float | None
+Baseline: TypeAlias = Tensor | int | float | None
 """A number, a tensor, or None for zero."""
 
 Keep: TypeAlias = Tensor | Sequence[int] | None

@@ -12,7 +12,7 @@ from ..batch import cut
 from ..errors import ArgumentError
 from ..measurement import Context
 from ..record import Reading
-from ..target import TargetLike
+from ..target import TargetLike, TargetOption
 from ..task import Task
 from .asking import asking, everything, recipe, slope
 from .question import widened
@@ -112,7 +112,7 @@ class Saliency:
     """
 
     name: str = "saliency"
-    target: TargetLike = None
+    target: TargetOption | TargetLike = None
     kind: Kind = "absolute"
     examples: int | None = None
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..measurement import Context, describe
 from ..record import Reading
-from ..target import TargetLike
+from ..target import TargetLike, TargetOption
 from ..task import Task
 from .asking import asking, recipe
 from .baselines import Baseline, Keep, baseline_point
@@ -137,7 +137,7 @@ class IntegratedGradients:
     """
 
     name: str = "integrated_gradients"
-    target: TargetLike = None
+    target: TargetOption | TargetLike = None
     baseline: Baseline = None
     rule: Rule = "gauss-legendre"
     steps: int | None = None
