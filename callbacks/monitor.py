@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -113,6 +113,11 @@ class MeasurementMonitor(Callback):
         """The run folder, once training has started."""
         run = self._session.run if self._session is not None else None
         return run.path if run is not None else None
+
+    @property
+    def decode(self) -> Callable[[Sequence[int]], list[str]] | None:
+        """Token ids to one piece of text each, as found in tokenizer, model or datamodule."""
+        return self._session.decode if self._session is not None else None
 
     @property
     def state_key(self) -> str:

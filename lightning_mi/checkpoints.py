@@ -196,7 +196,6 @@ def sweep(
         )
         records = measure(copied, chosen, context=context, source="sweep", weights=weights)
         target.write_all([*records, *agreement(records)])
-    target.close()
     return target
 
 

@@ -1,0 +1,158 @@
+"""Watch induction heads form in a small transformer that is trained on real text.
+
+Run by ``make demo``; ``make demo TEXT=path`` takes any other text file. A two-layer transformer of
+attention alone learns the King James Bible (half of the windows repeat a passage: that is what
+induction is for). Four monitors measure it while it trains; afterwards the same measurements run
+over its checkpoints, and must give the same numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from _model import AttentionOnly
+from _summary import print_summary
+from _text import RealText
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from rich.console import Console
+
+from lightning_mi import LogProbability, Run, sweep
+from lightning_mi.callbacks import (
+    HeadMonitor,
+    InfluenceMonitor,
+    IntegratedGradientsMonitor,
+    MeasurementMonitor,
+    SaliencyMonitor,
+    ScheduledCheckpoint,
+)
+from lightning_mi.report import write_report
+
+PASSAGE, SHOWN = 20, 12
+"""Prompts are a passage of 20 tokens and its first 12 again; the last of these is to be foretold."""
+
+
+def prompts(data: RealText, count: int = 8) -> torch.Tensor:
+    """Return prompts from the held-out text: a passage, and its beginning again.
+
+    Each starts at the beginning of a line and ends inside a word, where a model that looks back
+    has something to copy.
+    """
+    stream = data.stream.tokens
+    pieces = [data.tokenizer.decode([i]) for i in range(len(data.tokenizer))]
+    start, found = len(stream) * 9 // 10, []
+    while len(found) < count and start < len(stream) - PASSAGE:
+        passage = stream[start : start + PASSAGE]
+        fresh = len(set(passage.tolist())) == PASSAGE  # every token once: one place to look
+        line_start = pieces[int(stream[start - 1])].endswith("\n")
+        inside_word = pieces[int(passage[SHOWN - 1])].isalpha()
+        if fresh and line_start and inside_word and "\n" not in "".join(pieces[i] for i in passage):
+            found.append(torch.cat([passage, passage[:SHOWN]]))
+        start += 1
+    return torch.stack(found)
+
+
+def monitors(batch: torch.Tensor, steps: int) -> list[MeasurementMonitor]:
+    """Return the four monitors; they share one run folder, one prompt and their forward passes."""
+    often = max(steps // 64, 1)
+    return [
+        HeadMonitor(batch=batch, every_n_train_steps=often, report=False),
+        SaliencyMonitor(batch=batch, examples=2, every_n_train_steps=often),
+        IntegratedGradientsMonitor(batch=batch, max_steps=64, every_n_train_steps=often),
+        InfluenceMonitor(
+            batch=batch,
+            query=LogProbability(),
+            candidates=600,
+            every_n_train_steps=max(steps // 8, 1),
+        ),
+    ]
+
+
+def train(data: RealText, steps: int, folder: Path) -> tuple[pl.Trainer, Run]:
+    """Train with everything on, and return what there is to look at."""
+    pl.seed_everything(0, verbose=False)
+    model = AttentionOnly(len(data.tokenizer), data.length)
+    watching = monitors(prompts(data), steps)
+    checkpoints = ScheduledCheckpoint(
+        folder / "checkpoints", at_steps="log", every_n_train_steps=max(steps // 8, 1)
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        val_check_interval=max(steps // 8, 1),
+        callbacks=[*watching, checkpoints],
+        logger=[
+            WandbLogger(project="lightning_mi", name=data.text.title, save_dir=folder, offline=True),
+            CSVLogger(folder, name=None, version=""),
+        ],
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        log_every_n_steps=10,
+    )
+    trainer.fit(model, datamodule=data)
+    path = watching[0].run_path
+    if path is None:
+        raise SystemExit("The run folder was not written.")
+    return trainer, Run.open(path)
+
+
+def verify(run: Run, data: RealText, trainer: pl.Trainer, folder: Path) -> dict[str, object]:
+    """Measure the saved checkpoints, and compare with what was recorded during training."""
+    watching = [c for c in trainer.callbacks if isinstance(c, MeasurementMonitor)]
+    measurements = [m for c in watching for m in c.measurements]
+    model = AttentionOnly(len(data.tokenizer), data.length)
+    decode = watching[0].decode
+    sweep(folder / "checkpoints", model, measurements, run=run, dataset=data.train, decode=decode)
+    live = {(r.name, r.step): r for r in run.records(source="live")}
+    swept = [r for r in run.records(source="sweep") if (r.name, r.step) in live]
+    equal = sum(r.panel.equal(live[r.name, r.step].panel) for r in swept)
+    return {
+        "check": "Live equals swept",
+        "compared": f"{len({r.step for r in swept})} checkpoints measured again after training",
+        "result": f"{equal} of {len(swept)} records bit-equal",
+        "status": "pass" if equal == len(swept) else "fail",
+    }
+
+
+def main() -> None:
+    """Train, verify, and say what was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", type=Path, help="any text file, instead of the King James Bible")
+    parser.add_argument("--steps", type=int, default=1600, help="optimizer steps")
+    parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="where results go")
+    options = parser.parse_args()
+    os.environ.setdefault("WANDB_SILENT", "true")
+    torch.set_num_threads(1)  # one thread is fastest for a model of this size
+    console = Console()
+    folder = fresh(options.folder)
+
+    began = time.perf_counter()
+    with console.status("learning a vocabulary from the text"):
+        data = RealText(options.text)
+    console.print(data.summary(), highlight=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on loader workers
+        trainer, run = train(data, options.steps, folder)
+    check = verify(run, data, trainer, folder)
+    run.update_info(checks=[check])
+    report = write_report(run)
+    print_summary(console, run, data, folder, check, report, time.perf_counter() - began)
+
+
+def fresh(folder: Path) -> Path:
+    """Return a folder that holds no earlier run."""
+    number, chosen = 1, folder
+    while (chosen / "mi").exists():
+        number += 1
+        chosen = folder.with_name(f"{folder.name}-{number}")
+    return chosen
+
+
+if __name__ == "__main__":
+    main()
