@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -262,6 +263,8 @@ def plain(value: Any, argument: str = "convention") -> Any:
 
 def _builtin(value: Any) -> Any:
     """Strip subclasses (a numpy float64 is a float, a StrEnum is a str)."""
+    if isinstance(value, Enum):
+        value = value.value
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)
