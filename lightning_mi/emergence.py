@@ -149,7 +149,7 @@ def onset(
     if len(values) < ENOUGH:
         return found
     state = _state(values, final, chance, margin)
-    crossing = _crossing(values, threshold, sustained)
+    crossing = _crossing(values, threshold, sustained) if state == "formed" else None
     if state != "formed" or crossing is None:
         return replace(found, state="forming" if state == "formed" else state)
     return replace(

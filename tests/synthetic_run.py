@@ -64,7 +64,6 @@ class Synthetic:
         run = Run.create(path, self.info())
         for index in range(self.steps):
             run.write_all(self.at(index))
-        run.close()
         return run
 
     def info(self) -> dict[str, object]:
@@ -164,7 +163,7 @@ class Synthetic:
         ig[0, [25, 26, count - 1]] += rise * np.array([2.0, 3.1, 4.0])
         ig[0, 12] -= 2 * rise
         axes = ("example", "position")
-        target = {"target": [" at", " In"]}
+        target = {"target_text": ["at", "In"], "target_position": [count - 1] * 2}
         return {
             "saliency/values": Panel(saliency, axes, labels, "logits", target),
             "integrated_gradients/values": Panel(ig, axes, labels, "logits", target),
@@ -179,30 +178,39 @@ class Synthetic:
         }
 
     def influence(self, firing: int, draw: np.random.Generator) -> dict[str, Panel]:
-        """Scores of one checkpoint, their sum, and shares of tokens of shown examples."""
+        """Scores of one checkpoint, and the tokens of the examples that are shown."""
         base = np.array([0.42, 0.21, 0.15, -0.08, -0.06, 0.11])
         now = base / (1 + firing) * (1 + draw.normal(0, 0.2, len(base)))
         words = [text.replace(" ", "\0 ").split("\0")[:14] for text, _ in TRAIN]
-        shares = draw.normal(0.2, 1, (len(base), 14))
-        shares *= (base / shares.sum(1))[:, None]
-        describe = [
-            f"a passage of {period} tokens, repeated" if period else "plain text"
-            for _, period in TRAIN
-        ]
+        shares = draw.normal(0.1, 1, (len(base), 14)) ** 3
+        shares += ((now - shares.sum(1)) / 14)[:, None]
         index = [154_672 + 7_919 * i for i in range(len(base))]
-        coords = {"train_example": index}
-        axes = ("query", "train_example")
-        return {
-            "influence/scores": Panel(now[None], axes, coords, "nats"),
-            "influence/sum": Panel((base * np.log1p(1 + firing))[None], axes, coords, "nats"),
+        facts = {"method": "tracin", "n": 1_000_000}
+        made = {
+            "influence/scores": Panel(
+                now[None], ("query", "train_example"), {"train_example": index}, "1", facts
+            ),
             "influence/tokens": Panel(
                 shares,
                 ("train_example", "position"),
                 {"train_example": index, "train_example,position": words},
-                "nats",
-                {"description": describe},
             ),
         }
+        for side, rows in (("proponents", [0, 1, 2, 5]), ("opponents", [3, 4])):
+            said = {
+                "descriptions": [_described(r) for r in rows],
+                "texts": [TRAIN[r][0] for r in rows],
+            }
+            coords = {"train_example": [index[r] for r in rows]}
+            made[f"influence/{side}"] = Panel(
+                now[rows], ("train_example",), coords, convention={**facts, **said}
+            )
+        return made
+
+
+def _described(row: int) -> str:
+    period = TRAIN[row][1]
+    return f"a passage of {period} tokens, repeated" if period else "plain text"
 
 
 if __name__ == "__main__":

@@ -81,7 +81,8 @@ def _gap(shelf: Shelf) -> Check | None:
     gaps = shelf.get("integrated_gradients/gap")
     if not gaps:
         return None
-    worst = max(float(np.nanmax(np.abs(np.asarray(r.panel.values, float)))) for r in gaps)
+    sizes = np.abs(np.concatenate([np.ravel(np.asarray(r.panel.values, float)) for r in gaps]))
+    worst = float(np.max(sizes[np.isfinite(sizes)], initial=0.0))
     ended = shelf.get("integrated_gradients/converged")
     missed = sum(int((~r.panel.values.bool()).sum()) for r in ended)
     unit = gaps[-1].panel.unit

@@ -51,7 +51,7 @@ function drawCurves() {
   const top = topOf(other ? [score, other] : [score]), Y = v => CURVES - 6 - (CURVES - 14) * Math.min(1, v / top);
   const end = [];
   lane("curves", CURVES, `${score.title} score of every head over training steps`, svg => {
-    yAxis(svg, [0, .25, .5, .75, 1].map(v => v * top), Y);
+    yAxis(svg, ticks(0, top, 4), Y);
     drawRest(svg, score, new Set([...rising, S.head]), Y);
     if (other) drawRising(svg, other, other.rising.slice(0, 3).map(one => one.head), Y, end, true);
     const chosen = rising.includes(S.head) ? [] : [S.head];

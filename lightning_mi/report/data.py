@@ -32,6 +32,7 @@ def payload(run: Run) -> dict[str, Any]:
     steps, seen = shelf.times
     made: dict[str, Any] = {
         "steps": steps or [0],
+        "measured": len(steps),
         "tokens": seen if seen and all(t is not None for t in seen) else None,
         "scores": scores(shelf, found),
         "behaviour": behaviour(shelf),
@@ -82,7 +83,7 @@ def _facts(info: dict[str, Any], made: dict[str, Any]) -> list[str]:
         facts.append(f"{int(info['parameters']):,} parameters")
     if info.get("text"):
         facts.append(str(info["text"]))
-    count, last = len(made["steps"]), made["steps"][-1]
+    count, last = made["measured"], made["steps"][-1]
     seen = f", {words.tokens_in_words(made['tokens'][-1])} tokens" if made["tokens"] else ""
     facts.append(f"{last:,} steps{seen}, {count} measurement{'' if count == 1 else 's'}")
     return facts

@@ -1,8 +1,8 @@
 // Which training examples matter: proponents and opponents, each token coloured by its share.
 
 const SIDES = [
-  ["proponents", "Proponents", "removing them would raise the loss", "--plus"],
-  ["opponents", "Opponents", "removing them would lower it", "--minus"],
+  ["proponents", "Proponents", "--plus"],
+  ["opponents", "Opponents", "--minus"],
 ];
 
 function drawExamples() {
@@ -10,19 +10,20 @@ function drawExamples() {
   if (!E) return notMeasured(host, "No influence was measured. Add InfluenceMonitor() to the Trainer.");
   $("examples-sub").textContent = exampleWords(E);
   const longest = Math.max(...[...E.proponents, ...E.opponents].map(e => Math.abs(e.score)), 1e-12);
-  host.replaceChildren(...SIDES.map(([key, title, meaning, hue]) => {
+  host.replaceChildren(...SIDES.map(([key, title, hue], side) => {
     const rows = E[key].map(e => exampleRow(e, longest, hue));
     const none = h("div", { class: "empty" }, `no candidate ${key === "proponents" ? "lowers" : "raises"} the loss`);
-    return h("div", {}, h("h3", { class: key }, h("span", {}, title), " ", h("span", { class: "sub" }, meaning)),
+    return h("div", {}, h("h3", { class: key }, h("span", {}, title), " ", h("span", { class: "sub" }, E.meaning[side])),
       rows.length ? h("table", {}, h("tbody", {}, rows)) : none);
   }));
 }
 
 function exampleWords(E) {
   const next = answerText(), tail = TOKENS.slice(-8).join("");
-  const query = E.query ?? (next != null && D.prompt ? `loss of “${show(next)}” after “… ${inText(tail)}”` : "loss of the first query");
-  const when = E.summed ? `sum over ${E.steps.length || "all"} checkpoints (small bars)` : `at step ${whole(E.at)}`;
-  return `on the ${query}. ${E.method}, ${whole(E.candidates)} candidates, ${when}${E.unit ? `, ${E.unit}` : ""}`;
+  const query = next != null && D.prompt ? `“${show(next)}” after “… ${inText(tail)}”` : "the first query";
+  const when = E.steps.length > 1 ? `sum over ${E.steps.length} checkpoints (small bars)` : `at step ${whole(E.at)}`;
+  const of = E.of ? ` of ${whole(E.of)}` : "";
+  return `on the loss of ${query}. ${E.method}, ${whole(E.candidates)} candidates${of}, ${when}${E.unit ? `, ${E.unit}` : ""}`;
 }
 
 function exampleRow(example, longest, hue) {
@@ -30,7 +31,7 @@ function exampleRow(example, longest, hue) {
   const bar = h("div", { class: "length", style: `width:${length}%;background:var(${hue})` });
   return h("tr", {},
     h("td", {}, bar, h("span", {}, signed(example.score, digitsFor(longest)))),
-    h("td", {}, exampleText(example), h("div", { class: "muted" }, example.words)),
+    h("td", {}, exampleText(example), h("div", { class: "muted" }, [example.name, example.words].filter(Boolean).join(", "))),
     h("td", {}, smallBars(example.by)));
 }
 
@@ -38,16 +39,20 @@ function exampleRow(example, longest, hue) {
 const digitsFor = longest => Math.min(8, Math.max(2, 2 - Math.floor(Math.log10(longest))));
 
 function exampleText(example) {
-  const most = Math.max(...example.tokens.map(([, share]) => Math.abs(share ?? 0)), 1e-12);
-  const digits = digitsFor(Math.abs(example.score));
-  const words = example.tokens.map(([text, share]) => {
-    const amount = (share ?? 0) / most, back = plusMinus(amount * .7);
+  const most = Math.max(...example.tokens.map(([, part]) => Math.abs(part ?? 0)), 1e-12);
+  const spans = example.tokens.map(([text, part]) => {
+    const amount = (part ?? 0) / most, back = plusMinus(amount * .7);
     const style = Math.abs(amount) > .06 ? `background:${rgb(back)};color:${readable(back)}` : null;
-    return hint(h("span", { style }, inText(text)), () => [
-      `“${show(text)}”`, `carries ${signed(share ?? NaN, digits)} of ${signed(example.score, digits)}`, "shares of all tokens add up to the score",
-    ]);
+    const span = h("span", { style }, inText(text));
+    return part == null ? span : hint(span, () => shareWords(example.split, text, part));
   });
-  return h("div", { class: "text", dir: "auto" }, example.before ? "… " : "", ...words, example.after ? " …" : "");
+  return h("div", { class: "text", dir: "auto" }, example.before ? "… " : "", ...spans, example.after ? " …" : "");
+}
+
+function shareWords(split, text, part) {
+  const digits = digitsFor(Math.abs(split.score ?? 1) || 1);
+  return [`“${show(text)}”`, `carries ${signed(part, digits)} of ${signed(split.score, digits)} at step ${whole(split.step)}`,
+    "the shares of all its tokens add up to its score at that step"];
 }
 
 /** The score by checkpoint. */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,40 +18,61 @@ TOKENS = 64
 """So many tokens of an example are shown, around the one with the largest share."""
 
 PAIR = ("query", "train_example")
-SHARES = ("train_example", "position")
+
+MEASUREMENTS = ("influence", "influence_function")
+
+MEANINGS = {
+    "tracin": ("a step on them lowers the loss", "a step on them raises it"),
+    "": ("removing them would raise the loss", "removing them would lower it"),
+}
 
 
 def examples(shelf: Shelf) -> dict[str, Any] | None:
     """Return the training examples with the largest influence on the first query.
 
-    Scores are the running sum over checkpoints where there is one, else those of the last one.
+    Scores are the sum over checkpoints where there are several, else those of the only one.
     """
-    last = shelf.last("influence/sum", PAIR) or shelf.last("influence/scores", PAIR)
-    if last is None:
-        last = shelf.last("influence/values", PAIR)
-    if last is None:
-        return None
-    total = _scores(last)
-    by = {r.step: _scores(r) for r in shelf.get("influence/scores", PAIR) if r is not last}
-    shares = _shares(shelf)
-    known = [i for i in total if np.isfinite(total[i])]
-    order = sorted(known, key=lambda i: -total[i])
-    chosen = (
-        [i for i in order if total[i] > 0][:SHOWN],
-        [i for i in order[::-1] if total[i] < 0][:SHOWN],
-    )
-    made = [[_example(i, total[i], by, shares.get(i)) for i in side] for side in chosen]
+    for name in MEASUREMENTS:
+        scored = shelf.get(f"{name}/scores", PAIR)
+        if scored:
+            return _examples(shelf, name, scored)
+    return None
+
+
+def _examples(shelf: Shelf, name: str, scored: list[Record]) -> dict[str, Any]:
+    last = _summed(shelf, name, scored)
+    total = {i: v for i, v in _scores(last).items() if np.isfinite(v)}
+    by = {r.step: _scores(r) for r in scored}
+    known = _known(shelf, name)
+    order = sorted(total, key=lambda i: -total[i])
+    high = [i for i in order if total[i] > 0][:SHOWN]
+    low = [i for i in reversed(order) if total[i] < 0][:SHOWN]
+    facts = last.panel.convention
+    method = str(facts.get("method", name)).replace("_", " ")
     return {
-        "proponents": made[0],
-        "opponents": made[1],
+        "proponents": [_example(i, total[i], by, known.get(i)) for i in high],
+        "opponents": [_example(i, total[i], by, known.get(i)) for i in low],
+        "meaning": MEANINGS.get(method, MEANINGS[""]),
         "unit": "" if last.panel.unit == "1" else last.panel.unit,
         "candidates": len(total),
+        "of": facts.get("n"),
         "steps": sorted(by),
         "at": last.step,
-        "summed": last.what == "sum",
-        "method": _method(last),
-        "query": _query(last),
+        "method": {"tracin": "TracIn"}.get(method, method),
     }
+
+
+def _summed(shelf: Shelf, name: str, scored: list[Record]) -> Record:
+    """The sum over steps: recorded, or made from the scores, which is the same."""
+    from ..influence import tracin_sum
+
+    recorded = shelf.last(f"{name}/sum", PAIR)
+    if recorded is not None:
+        return recorded
+    labelled = all("train_example" in r.panel.coords for r in scored)
+    if len(scored) < 2 or not labelled or name != "influence":
+        return scored[-1]
+    return tracin_sum(scored, name=name)[-1]
 
 
 def _scores(record: Record) -> dict[int, float]:
@@ -60,70 +82,67 @@ def _scores(record: Record) -> dict[int, float]:
     return {int(i): float(v) for i, v in zip(index, row, strict=True)}
 
 
-def _method(record: Record) -> str:
-    path = str(record.made_by.get("class_path", "")) if record.made_by else ""
-    return path.rpartition(".")[2] or "influence"
-
-
-def _query(record: Record) -> str | None:
-    found = record.panel.convention.get("query") or record.panel.coords.get("query")
-    found = found[0] if isinstance(found, list) and found else found
-    return found if isinstance(found, str) else None
-
-
-def _shares(shelf: Shelf) -> dict[int, dict[str, Any]]:
-    """Tokens, shares and words of each shown example, newest record first."""
+def _known(shelf: Shelf, name: str) -> dict[int, dict[str, Any]]:
+    """Words, text, tokens and shares of every example that was shown, newest first."""
     found: dict[int, dict[str, Any]] = {}
     for what in ("tokens", "proponents", "opponents"):
-        for record in reversed(
-            [r for r in shelf.both(f"influence/{what}") if r.panel.axes == SHARES]
-        ):
-            shelf.get(record.name)
-            panel = record.panel
-            index = panel.coords.get("train_example", [])
-            texts = panel.coords.get("train_example,position", [])
-            words = panel.convention.get("description", panel.convention.get("descriptions", []))
-            for row, i in enumerate(index):
-                entry = {
-                    "tokens": list(texts[row]) if row < len(texts) else [],
-                    "shares": np.asarray(panel.values[row], float),
-                    "words": str(words[row]) if row < len(words) else "",
-                }
-                found.setdefault(int(i), entry)
+        shelf.get(f"{name}/{what}")
+        for record in reversed(shelf.both(f"{name}/{what}")):
+            facts = record.panel.convention
+            words = facts.get("descriptions", facts.get("description", []))
+            for row, i in enumerate(record.panel.coords.get("train_example", [])):
+                entry = found.setdefault(int(i), {})
+                entry["words"] = entry.get("words") or _entry(words, row)
+                entry["text"] = entry.get("text") or _entry(facts.get("texts", []), row)
+                if record.panel.axes == ("train_example", "position"):
+                    entry.setdefault("shares", _shares(record, row))
     return found
 
 
+def _entry(texts: Sequence[Any], row: int) -> str:
+    return str(texts[row]) if row < len(texts) else ""
+
+
+def _shares(record: Record, row: int) -> dict[str, Any]:
+    texts = record.panel.coords.get("train_example,position", [])
+    values = np.asarray(record.panel.values[row], float)
+    tokens = list(texts[row]) if row < len(texts) else [""] * len(values)
+    return {"tokens": tokens, "values": values, "step": record.step}
+
+
 def _example(
-    index: int, score: float, by: dict[int, dict[int, float]], shown: dict[str, Any] | None
+    index: int, score: float, by: dict[int, dict[int, float]], known: dict[str, Any] | None
 ) -> dict[str, Any]:
+    known = known or {}
+    words = known.get("words", "")
+    own = f"train[{index:,}]"
     made: dict[str, Any] = {
         "index": index,
         "score": score,
-        "words": f"train[{index:,}]",
+        "name": own,
+        "words": "" if words == own else words,
         "by": [by[step].get(index) for step in sorted(by)],
-        "tokens": [],
+        "tokens": [[known["text"], None]] if known.get("text") else [],
     }
-    if shown is None:
-        return made
-    if shown["words"] and shown["words"] != made["words"]:
-        made["words"] += f", {shown['words']}" if not shown["words"].startswith("train[") else ""
-    return made | _window(shown["tokens"], shown["shares"])
+    return made | (_window(known["shares"]) if "shares" in known else {})
 
 
-def _window(tokens: list[Any], shares: Any) -> dict[str, Any]:
-    """Cut a long example to what lies around its largest share."""
-    count = min(len(tokens), len(shares))
+def _window(shares: dict[str, Any]) -> dict[str, Any]:
+    """Cut a long example to what lies around its largest share; padding has no text."""
+    tokens, values = shares["tokens"], shares["values"]
+    real = [i for i, text in enumerate(tokens) if text != ""]
     start = 0
-    if count > TOKENS and np.isfinite(shares[:count]).any():
-        peak = int(np.nanargmax(np.abs(shares[:count])))
-        start = max(0, min(peak - TOKENS * 2 // 3, count - TOKENS))
-    span = range(start, min(count, start + TOKENS))
+    if len(real) > TOKENS:
+        sizes = [abs(values[i]) if np.isfinite(values[i]) else 0.0 for i in real]
+        start = max(0, min(int(np.argmax(sizes)) - TOKENS * 2 // 3, len(real) - TOKENS))
+    kept = real[start : start + TOKENS]
     return {
-        "tokens": [[str(tokens[i]), _number(shares[i])] for i in span],
+        "tokens": [[str(tokens[i]), _number(values[i])] for i in kept],
         "before": start > 0,
-        "after": start + TOKENS < count,
+        "after": start + TOKENS < len(real),
+        "split": {"step": shares["step"], "score": _number(np.nansum(values))},
     }
 
 
 def _number(value: float) -> float | None:
-    return float(f"{value:.4g}") if np.isfinite(value) else None
+    return float(f"{value:.6g}") if np.isfinite(value) else None

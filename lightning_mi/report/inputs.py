@@ -28,12 +28,18 @@ def prompt(shelf: Shelf) -> dict[str, Any] | None:
     """
     attended = shelf.last("prompt/attention", ATTENDED)
     explained = [shelf.last(f"{m}/values", POSITIONS) for m in METHODS]
-    lists = [_labels(attended, "key_position")] + [_first_example(r) for r in explained]
-    known = [tokens for tokens in lists if tokens]
-    if not known:
+    lists = [_labels(attended, "key_position")] + [_asked(r) for r in explained]
+    tokens = next((tokens for tokens in lists if tokens), None)
+    if tokens is None:
         return None
-    tokens = known[0]
     return {"tokens": tokens, "ends": len(tokens) - 1, "source": source_of_copy(tokens)}
+
+
+def _asked(record: Record | None) -> list[str]:
+    """Tokens of the first example up to the position whose logits the target reads."""
+    tokens = _first_example(record)
+    ends = record.panel.convention.get("target_position") if record is not None else None
+    return tokens[: int(ends[0]) + 1] if isinstance(ends, list) and ends else tokens
 
 
 def source_of_copy(tokens: Sequence[str]) -> int | None:
@@ -155,7 +161,7 @@ def _cap(values: Numbers, method: str) -> float:
 
 
 def _target(facts: Any) -> str | None:
-    found = _pick(facts, "targets", "target", "target_text")
+    found = _pick(facts, "target_text", "target")
     if isinstance(found, list):
         found = found[0] if found else None
     return None if found is None else str(found)

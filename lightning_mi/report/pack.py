@@ -63,7 +63,7 @@ def unpack(packed: list[Any] | dict[str, Any]) -> NDArray[np.float64]:
         return np.array([np.nan if v is None else v for v in packed], float)
     raw = zlib.decompress(base64.b64decode(packed["z"]))
     codes = np.frombuffer(raw, "<u2" if packed["bits"] == 16 else "u1")
-    values = packed["offset"] + packed["scale"] * codes.astype(float)
+    values: NDArray[np.float64] = packed["offset"] + packed["scale"] * codes.astype(float)
     values[codes == 2 ** packed["bits"] - 1] = np.nan
     return values
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
@@ -57,22 +58,22 @@ def page(data: dict[str, Any]) -> str:
 
 
 def embed(data: Any) -> str:
-    """Return JSON that may stand in a script element whatever texts are in it.
+    r"""Return JSON that may stand in a script element whatever texts are in it.
 
     Args:
         data: Plain JSON; numbers that are not finite become null, which charts show as undefined.
 
     Returns:
-        JSON in which ``</script>`` and ``<!--`` cannot occur, nor lone surrogates.
+        JSON in which ``</script>`` and ``<!--`` cannot occur; half a surrogate pair becomes U+FFFD.
 
     Example:
         >>> embed("</script><!--")
-        '"\\\\u003c/script>\\\\u003c!--"'
+        '"\\u003c/script>\\u003c!--"'
     """
     text = json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    # Half a pair cannot be written as UTF-8; JSON can escape it.
-    return "".join(f"\\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else c for c in text)
+    # Half a surrogate pair is no text: UTF-8 cannot hold it, and a browser may crash on it.
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def _finite(value: Any) -> Any:

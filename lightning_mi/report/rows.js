@@ -110,10 +110,17 @@ function inputScale(block) {
   return S.method === "saliency" ? `0 to ${fmt(100 * block.cap, 0)} %` : `±${+block.cap.toPrecision(2)} ${block.unit}`;
 }
 
+/** Why there is no map of tokens. */
+function unseen() {
+  return D.undrawn.some(name => name.endsWith("/values"))
+    ? "Attributions were recorded, but not of tokens; they lie in the run folder and this report does not draw them."
+    : "No attributions were recorded. Add SaliencyMonitor() or IntegratedGradientsMonitor() to the Trainer.";
+}
+
 function drawInputs() {
   const block = D.inputs[S.method];
   $("inputs-sub").textContent = "";
-  if (!block) return notMeasured($("inputs"), "No attributions of tokens were recorded. Add SaliencyMonitor() or IntegratedGradientsMonitor() to the Trainer.");
+  if (!block) return notMeasured($("inputs"), unseen());
   const rows = tokenRows(block), height = rowHeight(rows.length);
   const source = D.prompt.source == null ? "" : ", ◂ the one to copy";
   $("inputs-sub").textContent = `Each row a token of the prompt${source}; ${block.unit}, one scale for the whole run: ${inputScale(block)}`;

@@ -38,7 +38,7 @@ function atX(pixels) {
 
 function timeTicks() {
   const end = along(END);
-  if (!S.log) return ticks(0, end, 5).filter(v => share(v) <= 1);
+  if (!S.log) return ticks(0, end, 5).filter(Number.isInteger);
   const first = along(FIRST), found = [0];
   for (let power = 1; power <= end; power *= 10) {
     for (const v of [power, 3 * power]) if (v >= first && v <= end) found.push(v);

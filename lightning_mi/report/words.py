@@ -199,13 +199,12 @@ def _examples(found: dict[str, Any] | None) -> tuple[str, str]:
     note = f"strongest of {found['candidates']:,} candidates"
     if kind and count > 1:
         return _upper(kind), f"{count} of the top {len(top)} proponents"
-    return f"train[{top[0]['index']:,}]", note
+    return str(top[0]["words"] or top[0]["name"]), note
 
 
 def _kind(words: str) -> str:
     """An example's own words without its numbers, so that like ones count together."""
-    _, _, said = words.partition(", ")
-    return re.sub(r"\s*\bof \d[\d,]* \w+", "", said).strip()
+    return re.sub(r"\s*\bof \d[\d,]* \w+|[\d,]*\d", "", words).strip()
 
 
 def _upper(text: str) -> str:

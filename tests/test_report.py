@@ -1,0 +1,471 @@
+"""`report`: what it says is what was recorded, in one file, whatever texts are in it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from synthetic_run import SCORES, TOKENS, Synthetic
+
+from lightning_mi.__main__ import main
+from lightning_mi.emergence import head_onsets
+from lightning_mi.errors import RunError
+from lightning_mi.record import Panel, Record, scalar
+from lightning_mi.report import write_report
+from lightning_mi.report.data import payload
+from lightning_mi.report.examples import TOKENS as SHOWN_TOKENS
+from lightning_mi.report.inputs import source_of_copy
+from lightning_mi.report.pack import pack, thin, unpack
+from lightning_mi.report.page import SCRIPTS, STYLES, page
+from lightning_mi.runs import Run
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+HOSTILE = [
+    "</script><script>document.title='pwned'</script>",
+    "<!--<script>",
+    "<img src=x onerror=\"document.title='pwned'\">",
+    "\u202eright to left",
+    "zero\u200bwidth\ufeff",
+    "\ud800",
+    "\u2028\u2029\x00",
+    "x" * 10_000,
+    "",
+    "\n",
+    "{{script}}{{data}}",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Synthetic().write(tmp_path_factory.mktemp("finished") / "mi")
+
+
+@pytest.fixture(scope="module")
+def shown(finished: Run) -> dict[str, Any]:
+    return payload(finished)
+
+
+def embedded(html: str) -> Any:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
+    assert found
+    return json.loads(found[1])
+
+
+# ---------------------------------------------------------------- one file
+
+
+def test_the_page_refers_to_nothing_outside(finished: Run) -> None:
+    html = write_report(finished).read_text(encoding="utf-8")
+    assert not re.search(r"https?://", html)
+    assert not re.search(r"@import|\bimport\s*\(|\bfetch\s*\(|XMLHttpRequest|WebSocket", html)
+    assert set(re.findall(r"url\(([^)]*)\)", html)) == {"#future"}
+    loads = []
+
+    class Loads(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            loads.extend(tag for name, _ in attrs if name in ("src", "data", "action"))
+            loads.extend([tag] * (tag in ("link", "iframe", "object", "embed", "base")))
+
+    Loads().feed(html)
+    assert loads == []
+    assert "default-src 'none'" in html
+
+
+def test_every_asset_is_in_the_page_and_readable() -> None:
+    folder = Path(write_report.__code__.co_filename).parent
+    assert {p.name for p in folder.glob("*.js")} == set(SCRIPTS)
+    assert {p.name for p in folder.glob("*.css")} == set(STYLES)
+    for name in SCRIPTS:
+        text = (folder / name).read_text(encoding="utf-8")
+        assert text.startswith("//"), f"{name} should say what it is for"
+        assert len(text.splitlines()) < 200, name
+        assert "innerHTML" not in text, f"{name}: texts of users enter as textContent alone"
+
+
+def test_written_whole_or_not_at_all(finished: Run, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "x.html"
+    assert write_report(finished, out) == out
+    assert [p.name for p in out.parent.iterdir()] == ["x.html"]
+    assert write_report(finished) == finished.report
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"expected a file that can be written.*--out"):
+        write_report(finished, tmp_path / "file" / "x.html")
+
+
+def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "mi", {"name": HOSTILE[0], "text": HOSTILE[2]})
+    for step in range(3):
+        run.write_all(hostile_records(step))
+    html = write_report(run).read_text(encoding="utf-8")
+    quiet = write_report(Synthetic(steps=1).write(tmp_path / "quiet")).read_text(encoding="utf-8")
+    for tag in ("<script", "</script", "<!--", "<img"):
+        assert html.count(tag) == quiet.count(tag), tag
+    data = embedded(html)
+    assert data["prompt"]["tokens"] == [t.replace("\ud800", "\ufffd") for t in HOSTILE]
+    assert data["run"]["name"] == HOSTILE[0]
+    assert data["examples"]["proponents"][0]["words"] == HOSTILE[0]
+
+
+def hostile_records(step: int) -> list[Record]:
+    count = len(HOSTILE)
+    labels = {"example,position": [HOSTILE]}
+    asked = {"target_text": [HOSTILE[0]], "target_position": [count - 1]}
+    pair = {"train_example": [7], "train_example,position": [HOSTILE]}
+    panels = {
+        "saliency/values": Panel(
+            torch.rand(1, count), ("example", "position"), labels, convention=asked
+        ),
+        "influence/scores": Panel([[0.5]], ("query", "train_example"), {"train_example": [7]}),
+        "influence/tokens": Panel(torch.rand(1, count), ("train_example", "position"), pair),
+        "influence/proponents": Panel(
+            [0.5],
+            ("train_example",),
+            {"train_example": [7]},
+            convention={"descriptions": HOSTILE[:1]},
+        ),
+        "prompt/attention": Panel(
+            torch.rand(1, count),
+            ("head", "key_position"),
+            {"head": ["L0H0"], "key_position": HOSTILE},
+        ),
+        "prompt/answers": Panel([0.5, 0.3], ("token",), {"token": HOSTILE[:2]}),
+    }
+    return [Record(name, panel, step) for name, panel in panels.items()]
+
+
+# ---------------------------------------------------------------- what it says
+
+
+def test_numbers_are_those_of_the_records(finished: Run, shown: dict[str, Any]) -> None:
+    assert shown["steps"] == [r.step for r in finished.records("monitor/overhead")]
+    for score in shown["scores"]["list"]:
+        records = finished.records(f"head_scores/{score['name']}", source="live")
+        records = [r for r in records if r.name == f"head_scores/{score['name']}"]
+        true = np.stack([r.panel.values.numpy() for r in records])
+        close = np.abs(unpack(score["values"]).reshape(true.shape) - true).max()
+        assert close <= (true.max() - true.min()) / 60_000
+        assert score["chance"] == pytest.approx(SCORES[score["name"]])
+    losses = {s["name"]: unpack(s["values"]) for s in shown["behaviour"]["series"]}
+    kept = [r.panel.item() for r in finished.records("head_scores/loss_second_copy")]
+    np.testing.assert_allclose(losses["second copy"], kept, rtol=1e-4)
+    agreed = {s["key"]: unpack(s["values"]) for s in shown["agreement"]["series"]}
+    kept = [r.panel.item() for r in finished.records("agreement/saliency")]
+    np.testing.assert_allclose(agreed["saliency"], kept, rtol=1e-4)
+
+
+def test_rising_heads_are_the_onsets(finished: Run, shown: dict[str, Any]) -> None:
+    found = [h for h in head_onsets(finished) if h.onset.state == "formed"]
+    assert [h.label for h in found] == ["L1H3", "L1H1"]
+    induction = shown["scores"]["list"][0]
+    assert [one["head"] for one in induction["rising"]] == [7, 5]
+    assert tuple(induction["rising"][0]["interval"]) == found[0].onset.interval
+    assert shown["headline"]["mark"] == f"{found[0].onset.step:,}"
+    assert shown["headline"]["text"].startswith("L1H3 and L1H1: L1H3 from 0.0")
+    assert "chance 0.02" in shown["headline"]["text"]
+    assert "one seed cannot decide" in shown["headline"]["text"]
+
+
+def test_the_prompt_and_its_attributions(finished: Run, shown: dict[str, Any]) -> None:
+    assert shown["prompt"] == {"tokens": TOKENS, "ends": len(TOKENS) - 1, "source": 25}
+    for method, block in shown["inputs"].items():
+        values = unpack(block["values"]).reshape(-1, block["width"])
+        last = finished.records(f"{method}/values")[-1].panel.values[0].numpy()
+        true = np.abs(last) / np.abs(last).sum() if method == "saliency" else last
+        np.testing.assert_allclose(values[-1], true, atol=1e-3)
+    assert shown["inputs"]["saliency"]["cap"] >= 3 / len(TOKENS)
+    assert shown["inputs"]["integrated_gradients"]["cap"] >= 0.5
+    attention = shown["attention"]
+    rows = unpack(attention["values"]).reshape(-1, len(attention["heads"]), attention["width"])
+    true = finished.records("prompt/attention")[-1].panel.values.numpy()
+    np.testing.assert_allclose(rows[-1], true, atol=1 / 200)
+    assert shown["answers"]["right"] == "at"
+    assert shown["answers"]["top"][-1][0] == ["at", pytest.approx(0.83, abs=0.01)]
+
+
+def test_influence_is_the_sum_over_checkpoints(finished: Run, shown: dict[str, Any]) -> None:
+    records = finished.records("influence/scores")
+    total = sum(r.panel.values[0].numpy() for r in records)
+    found = shown["examples"]
+    assert found["method"] == "TracIn"
+    assert [e["score"] for e in found["proponents"]] == pytest.approx(
+        sorted(total[total > 0])[::-1]
+    )
+    assert [e["score"] for e in found["opponents"]] == pytest.approx(sorted(total[total < 0]))
+    top = found["proponents"][0]
+    assert top["by"] == pytest.approx([float(r.panel.values[0, 0]) for r in records])
+    assert sum(share for _, share in top["tokens"]) == pytest.approx(
+        top["split"]["score"], rel=1e-2
+    )
+    assert top["split"]["score"] == pytest.approx(top["by"][-1], rel=1e-3)
+    assert top["words"] == "a passage of 27 tokens, repeated"
+
+
+def test_long_examples_are_cut_around_their_largest_share(tmp_path: Path) -> None:
+    shares = torch.zeros(1, 300)
+    shares[0, 200] = 1.0
+    coords = {
+        "train_example": [3],
+        "train_example,position": [[str(i) for i in range(290)] + [""] * 10],
+    }
+    run = Run.create(tmp_path)
+    pair = ("query", "train_example")
+    run.write(Record("influence/scores", Panel([[1.0]], pair, {"train_example": [3]})))
+    run.write(Record("influence/tokens", Panel(shares, ("train_example", "position"), coords)))
+    one = payload(run)["examples"]["proponents"][0]
+    assert len(one["tokens"]) == SHOWN_TOKENS
+    assert ["200", 1.0] in one["tokens"]
+    assert one["before"]
+    assert one["after"]
+
+
+def test_the_short_answers(shown: dict[str, Any]) -> None:
+    said = {one["at"]: (one["answer"], one["note"]) for one in shown["short"]}
+    assert said["heads"] == ("L1H3, L1H1", "2 of 8 heads formed")
+    assert said["looked"][0] == "“cre”, the last token"
+    assert said["examples"] == ("A passage, repeated", "4 of the top 4 proponents")
+    assert said["agree"][0] == "Partly"
+    assert said["trust"] == ("3 of 3 checks pass", "none is open")
+
+
+# ---------------------------------------------------------------- states
+
+
+STATES: dict[str, tuple[Callable[[], Synthetic], str]] = {
+    "too early": (lambda: Synthetic(steps=3), "Too early to tell"),
+    "none": (lambda: Synthetic(forms=False), "No induction head formed"),
+    "forming": (
+        lambda: Synthetic(steps=22, max_steps=2400, state="running"),
+        "Induction is forming",
+    ),
+    "formed": (Synthetic, "Induction formed at step"),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_the_headline_has_four_states(state: str, tmp_path: Path) -> None:
+    make, title = STATES[state]
+    data = payload(make().write(tmp_path))
+    assert data["headline"]["state"] == state
+    assert data["headline"]["title"] == title
+    assert (data["headline"]["mark"] is None) == (state != "formed")
+
+
+def test_a_running_run_reaches_to_its_end(tmp_path: Path) -> None:
+    data = payload(STATES["forming"][0]().write(tmp_path))
+    assert data["run"]["state"] == "running"
+    assert data["run"]["max_steps"] == 2400 > data["run"]["last"]
+    assert "times chance" in data["headline"]["text"]
+    assert "no onset is claimed" in data["headline"]["text"]
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_little_or_nothing_measured(steps: int, tmp_path: Path) -> None:
+    run = Synthetic(steps=steps, max_steps=100).write(tmp_path)
+    (run.path / "records.jsonl").touch()
+    data = payload(run)
+    page(data)
+    if not steps:
+        assert data["headline"]["state"] == "not measured"
+        assert all(one["answer"] in ("not measured", "no checks") for one in data["short"])
+        assert data["scores"] is data["prompt"] is data["examples"] is None
+
+
+def test_undefined_values_are_counted_and_never_zero(tmp_path: Path) -> None:
+    run = Run.create(tmp_path)
+    for step in range(10):
+        values = torch.tensor([[0.1, float("nan")], [float("inf"), 0.2]])
+        run.write(Record("head_scores/induction", Panel(values, ("layer", "head")), step))
+        run.write(Record("head_scores/loss_second_copy", scalar(float("nan"), "nats"), step))
+        empty = Panel(torch.full((1, 3), float("nan")), ("example", "position"))
+        run.write(Record("integrated_gradients/values", empty, step))
+        run.write(Record("integrated_gradients/gap", Panel([float("nan")], ("example",)), step))
+    data = payload(run)
+    embedded(page(data))
+    values = unpack(data["scores"]["list"][0]["values"]).reshape(10, 2, 2)
+    assert np.isnan(values[:, 0, 1]).all()
+    assert np.isnan(values[:, 1, 0]).all()
+    assert values[:, 1, 1] == pytest.approx(0.2)
+    checks = {c["check"]: c for c in data["checks"]}
+    assert checks["Undefined values"]["status"] == "open"
+    assert checks["Undefined values"]["result"].startswith("70, most in ")
+
+
+def test_what_has_no_chart_is_named(tmp_path: Path) -> None:
+    run = Run.create(tmp_path)
+    run.write(Record("saliency/values", Panel(torch.rand(1, 4, 4), ("example", "y", "x"))))
+    run.write(Record("mine/curve", Panel(torch.rand(3), ("class",))))
+    assert payload(run)["undrawn"] == ["saliency/values", "mine/curve"]
+
+
+# ---------------------------------------------------------------- checks
+
+
+def checked(run: Run) -> dict[str, dict[str, str]]:
+    return {c["check"]: c for c in payload(run)["checks"]}
+
+
+def test_live_against_swept(tmp_path: Path) -> None:
+    run = Run.create(tmp_path)
+    for step in range(3):
+        record = Record("a/b", scalar(float(step)), step)
+        run.write_all([record, record.replace(source="sweep")])
+    assert checked(run)["Live equals swept"]["status"] == "pass"
+    assert checked(run)["Live equals swept"]["result"].startswith("3 of 3")
+    run.write(Record("a/b", scalar(9.0), 1, source="sweep"))
+    assert checked(run)["Live equals swept"]["status"] == "fail"
+
+
+def test_recorded_checks_come_first(tmp_path: Path) -> None:
+    given = {"check": "Training unchanged", "compared": "weights", "result": "0", "status": "pass"}
+    odd = {"check": "Odd", "status": "fine"}
+    run = Run.create(tmp_path, {"checks": [given, odd]})
+    run.write(Record("monitor/overhead", scalar(0.2)))
+    found = checked(run)
+    assert list(found)[:2] == ["Training unchanged", "Odd"]
+    assert found["Odd"]["status"] == "open"
+    assert found["Overhead"]["status"] == "open"
+    assert found["Overhead"]["result"] == "20 %"
+
+
+def test_gap_that_did_not_converge_is_open(tmp_path: Path) -> None:
+    run = Run.create(tmp_path)
+    run.write(Record("integrated_gradients/gap", Panel([0.2, -0.3], ("example",))))
+    assert checked(run)["IG completeness gap"]["status"] == "open"
+    assert checked(run)["IG completeness gap"]["result"].startswith("30 %")
+    flags = Panel(torch.tensor([True, False]), ("example",))
+    run.write(Record("integrated_gradients/converged", flags))
+    assert "1 explanations had not converged" in checked(run)["IG completeness gap"]["result"]
+
+
+# ---------------------------------------------------------------- packing
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("size", [0, 1, 256, 257, 5000])
+def test_packing_keeps_values_and_gaps(bits: int, size: int) -> None:
+    values = np.random.default_rng(0).normal(0, 3, size)
+    values[::7] = np.nan
+    back = unpack(json.loads(json.dumps(pack(values, bits=bits))))
+    assert (np.isnan(back) == np.isnan(values)).all()
+    spread = np.ptp(values[np.isfinite(values)]) if size > 1 else 1.0
+    np.testing.assert_allclose(back, values, atol=spread / (2**bits - 2), rtol=1e-4)
+
+
+def test_packing_degenerate_values() -> None:
+    assert np.isnan(unpack(pack(np.full(1000, np.nan)))).all()
+    assert (unpack(pack(np.full(1000, 0.25))) == 0.25).all()
+
+
+def test_packed_size_of_a_large_run() -> None:
+    draw = np.random.default_rng(0)
+    parts = [
+        pack(draw.uniform(0, 1, (200, 5, 144))),
+        pack(draw.dirichlet(np.full(64, 0.5), (200, 24)), bits=8),
+        pack(draw.normal(0, 1, (200, 2, 64))),
+    ]
+    assert sum(len(json.dumps(part)) for part in parts) < 950_000
+
+
+def test_thinning_keeps_the_last_step() -> None:
+    assert list(range(10))[thin(10, 1)] == list(range(10))
+    assert list(range(10))[thin(10, 3, most=12)] == [0, 3, 6, 9]
+    assert list(range(9))[thin(9, 1, most=3)] == [2, 5, 8]
+
+
+def test_the_token_to_copy() -> None:
+    assert source_of_copy(list("abcxab")) == 2
+    assert source_of_copy(list("abc")) is None
+    assert source_of_copy(["a"]) is None
+    assert source_of_copy([]) is None
+
+
+# ---------------------------------------------------------------- command line
+
+
+def test_command_writes_the_report(
+    finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "r.html"
+    assert main(["report", str(finished.path.parent), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert out.stat().st_size > 10_000
+
+
+def test_command_explains_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path / "nothing")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lightning-mi: path: expected a run folder")
+    assert "Traceback" not in error
+    with pytest.raises(SystemExit, match="2"):
+        main(["nonsense"])
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+
+
+# ---------------------------------------------------------------- in a browser
+
+
+def browse(report: Path, link: str = "") -> tuple[str, str]:
+    """Open a report in a browser of its own; return the drawn page and what the console said."""
+    profile = report.parent / "profile"
+    done = subprocess.run(
+        [
+            str(CHROMIUM),
+            *("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1440,2200"),
+            *(
+                "--virtual-time-budget=6000",
+                "--enable-logging=stderr",
+                f"--user-data-dir={profile}",
+            ),
+            *("--dump-dom", f"file://{report}{link}"),
+        ],
+        capture_output=True,
+        timeout=100,
+        check=True,
+    )
+    said = [line for line in done.stderr.decode(errors="replace").splitlines() if "CONSOLE" in line]
+    return done.stdout.decode("utf-8", errors="replace"), "\n".join(said)
+
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+
+@needs_chromium
+def test_browser_draws_everything(finished: Run, tmp_path: Path) -> None:
+    report = write_report(finished, tmp_path / "r.html")
+    drawn, said = browse(report, "#step=880&head=L0H1&score=previous_token&theme=dark")
+    assert said == ""
+    assert "data-drawn=" in drawn
+    assert 'data-theme="dark"' in drawn
+    assert "Step 880" in drawn
+    for lane in ("behaviour", "curves", "rows", "inputs", "agreement"):
+        assert re.search(rf'id="{lane}">(<canvas[^>]*></canvas>)?<svg', drawn), lane
+    assert drawn.count('class="token') == len(TOKENS) + 1
+    assert drawn.count("<figure") == len(SCORES)
+    values = finished.records("head_scores/previous_token", source="live")
+    value = next(r for r in values if r.step == 880 and r.what == "previous_token")
+    assert f"previous token {float(value.panel.values[0, 1]):.2f} at this step" in drawn
+    assert "removing" not in drawn  # that is what influence functions say, not TracIn
+    assert drawn.count('<td class="pass">✓ pass</td>') == 3
+
+
+@needs_chromium
+def test_browser_shows_hostile_texts_as_texts(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "mi", {"name": HOSTILE[0]})
+    for step in range(3):
+        run.write_all(hostile_records(step))
+    drawn, said = browse(write_report(run))
+    assert said == ""
+    assert "data-drawn=" in drawn
+    assert "<title>pwned" not in drawn
+    assert "<img" not in drawn
+    assert "&lt;/script&gt;&lt;script&gt;" in drawn
