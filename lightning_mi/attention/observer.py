@@ -140,6 +140,8 @@ class Observer(TorchFunctionMode):
             query = kwargs["query"] if "query" in kwargs else args[0]
             key = kwargs["key"] if "key" in kwargs else args[1]
             self._cross = not _is_same(query, key)
+            if body is func:
+                return func(*args, **kwargs)
             with self:
                 return body(*args, **kwargs)
         finally:

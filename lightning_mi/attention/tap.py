@@ -25,7 +25,10 @@ OTHER_SEQUENCE = ("key_value_states", "encoder_hidden_states", "cross_attention_
 
 
 class Tap:
-    """What a `tap` has seen: its `sites`, in the order in which they ran.
+    """What a `tap` has seen: the `sites` of the latest forward pass, in the order they ran in.
+
+    A pass begins when a module that was called from outside is called from outside again, so a
+    model that is run piece by piece has one pass, too.
 
     Args:
         model: The module inside any wrapper.
@@ -50,6 +53,7 @@ class Tap:
         self.model = model
         self.sites: list[Site] = []
         self.count = 0
+        self.total = 0
         self.was_run = False
         self.check = check
         self.normalizers = normalizers
@@ -57,6 +61,7 @@ class Tap:
         self._modules: list[tuple[str, bool]] = []
         self._batch = 0
         self._order: list[str] = []
+        self._called: set[str] = set()
         self._recomputed: dict[str, int] = {}
 
     def where(self) -> tuple[str, bool, int] | None:
@@ -79,10 +84,11 @@ class Tap:
         Raises:
             ArgumentError: If the edit returns another shape.
         """
-        if torch._C._current_graph_task_id() != -1:
+        if is_recomputing():
             return self._edited(self._index_of_recomputed(site.module), site)
         index = self.count
         self.count += 1
+        self.total += 1
         self._order.append(site.module)
         if self._keep:
             self.sites.append(site)
@@ -115,17 +121,35 @@ class Tap:
         return own[turn % len(own)]
 
     def _enter(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._modules:
+        if not self._modules and not is_recomputing():
+            if name in self._called:
+                self._begin_again()
+            self._called.add(name)
             self.was_run = True
             tensors = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim)
             self._batch = next((len(v) for v in tensors), 0)
         cross = any(isinstance(kwargs.get(key), Tensor) for key in OTHER_SEQUENCE)
         self._modules.append((name, cross))
 
+    def _begin_again(self) -> None:
+        self.count = 0
+        self.sites.clear()
+        self._order.clear()
+        self._called.clear()
+
     def _leave(self, name: str) -> None:
         # Whatever an interrupted forward pass left behind is dropped too.
         while self._modules and self._modules.pop()[0] != name:
             pass
+
+
+def is_recomputing() -> bool:
+    """Say whether a backward pass is running, which recomputes what was checkpointed.
+
+    Returns:
+        True inside the backward pass.
+    """
+    return torch._C._current_graph_task_id() != -1
 
 
 class Stop(BaseException):
@@ -155,8 +179,8 @@ def tap(
 
     Args:
         model: Any model, compiled or not, in evaluation mode.
-        edit: Called as ``edit(index, z)`` for each site, returns the z to go on with, of the same
-            shape ``[batch, head, position, d_head]``.
+        edit: Called as ``edit(index, z)`` for each site, ``index`` counting from 0 in every forward
+            pass; returns the z to go on with, of the same shape ``[batch, head, position, d_head]``.
         visit: Called as ``visit(index, site)`` while the site's tensors are alive.
         keep: Whether `Tap.sites` keeps the sites; False needs no memory.
         check: A few rows of every recomputed pattern are compared with the model's own output
@@ -167,7 +191,7 @@ def tap(
             ``with`` block is then skipped.
 
     Yields:
-        The tap; its ``sites`` fill up while the model runs.
+        The tap; its ``sites`` fill up while the model runs, and start anew with the next pass.
 
     Raises:
         NoAttentionError: If the model was run and no attention was seen.
@@ -246,7 +270,7 @@ def _require_sites(seen: Tap) -> None:
             "so nothing was seen or edited. Call the model that was given to tap (not a copy, and "
             "not a compiled or exported program made from it)."
         )
-    if not seen.count:
+    if not seen.total:
         raise NoAttentionError(
             f"model: expected {name} to compute attention through "
             "scaled_dot_product_attention, a softmax between two products, or "
