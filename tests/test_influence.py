@@ -38,6 +38,7 @@ from lightning_mi.influence import (
     tracin,
     tracin_sum,
 )
+from lightning_mi.influence.per_example import GradientDots
 from lightning_mi.influence.point import Point
 from lightning_mi.influence.products import Curvature
 
@@ -337,7 +338,7 @@ def test_fused_attention_is_allowed_again_afterwards() -> None:
         torch.backends.cuda.math_sdp_enabled(),
     ]
     model, data = language()
-    influence_scores_quietly(model, NextToken(), data, solver=CG(max_iterations=2))
+    influence_scores_quietly(model, NextToken(), data)
     after = [
         torch.backends.cuda.flash_sdp_enabled(),
         torch.backends.cuda.mem_efficient_sdp_enabled(),
@@ -347,6 +348,8 @@ def test_fused_attention_is_allowed_again_afterwards() -> None:
 
 
 def influence_scores_quietly(model: nn.Module, task: Any, data: Any, **options: Any) -> Any:
+    """Three iterations, whatever they lead to, and no warnings."""
+    options = {"solver": CG(max_iterations=3), **options}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The model is far|The solver stopped", UserWarning)
         return influence_scores(model, Objective(task), data, data, **options)
@@ -432,10 +435,7 @@ def test_an_early_stop_is_said() -> None:
 def test_scores_do_not_depend_on_the_batch_size(case: Any) -> None:
     model, data = case()
     task = task_of(model)
-    runs = [
-        influence_scores_quietly(model, task, data, batch_size=size, solver=CG(max_iterations=3))
-        for size in (1, 7, 40)
-    ]
+    runs = [influence_scores_quietly(model, task, data, batch_size=size) for size in (1, 7, 40)]
     for run in runs[1:]:
         assert torch.allclose(run.values, runs[0].values, rtol=1e-8, atol=1e-12)
     traces = [tracin(model, Objective(task), data, data, batch_size=s).values for s in (1, 7, 40)]
@@ -467,6 +467,222 @@ def test_the_same_twice() -> None:
     assert first.tokens is not None
     assert second.tokens is not None
     assert torch.equal(first.tokens[0].values, second.tokens[0].values)
+
+
+# ------------------------------------------------------------------ per-example gradients
+
+
+class Encoder(nn.Module):
+    """A class token, a slice of a position table, and torch's own attention module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.first = nn.Parameter(torch.randn(1, 1, 8))
+        self.place = nn.Parameter(torch.randn(20, 8))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.first.expand(len(x), -1, -1), x], 1)
+        return self.head(self.layers(x + self.place[: x.shape[1]])[:, 0])
+
+
+class SequenceFirst(nn.Module):
+    """Positions before examples, in as many dimensions as ``merged`` leaves."""
+
+    def __init__(self, merged: bool) -> None:
+        super().__init__()
+        self.merged = merged
+        self.a, self.norm = nn.Linear(4, 5), nn.LayerNorm(5)
+        self.gain, self.out = nn.Parameter(torch.randn(5)), nn.Parameter(torch.randn(5, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = x.transpose(0, 1)
+        h = turned.reshape(-1, 4) if self.merged else turned
+        h = self.norm(self.a(h).tanh()) * self.gain @ self.out
+        return h.view(*turned.shape[:2], 3).mean(0)
+
+
+class Experts(nn.Module):
+    """Rows are gathered by their content: no fixed place belongs to an example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, 4)
+        total, choice = torch.zeros_like(rows), (rows[:, 0] > 0).long()
+        for i, expert in enumerate(self.experts):
+            mine = (choice == i).nonzero()[:, 0]
+            total = total.index_add(0, mine, expert(rows[mine]))
+        return self.out(total.view(x.shape).mean(1))
+
+
+class Secret(torch.autograd.Function):
+    """Uses its weight where no torch function shows it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, w)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:  # type: ignore[override]
+        x, w = ctx.saved_tensors
+        return g @ w.T, x.T @ g
+
+
+class Secretive(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.out = nn.Parameter(torch.randn(4, 3)), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(Secret.apply(x, self.w)) + x @ self.w
+
+
+class Lookup(nn.Module):
+    """A padding token without gradient, and a normalised weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4, padding_idx=0)
+        self.out = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.embed(ids).mean(1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.out = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.cell(x)[0][:, -1])
+
+
+class Sums(nn.Module):
+    """Arithmetic on parameters in the forms that people write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(4))
+        self.c, self.d = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(3, 4))
+        self.norm = nn.RMSNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x) * (1.0 + self.a) - self.b
+        x += self.c
+        x = (2.0 - self.c) + x
+        return torch.einsum("bk,ok->bo", x, self.d) + self.a[:3] / x.exp().sum(1, keepdim=True)
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.ConvTranspose2d(4, 4, 3, groups=2, bias=False),
+        nn.GroupNorm(2, 4),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
+
+
+def partly_frozen() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 3))
+    model[0].requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    model[4].weight.requires_grad_(False)
+    return model
+
+
+def silent() -> nn.Module:
+    """Gradients below the last layer are exactly zero, as at the start of some trainings."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    nn.init.zeros_(model[2].weight)
+    return model
+
+
+SEQUENCES = (6, 6, 4)  # as many positions as examples, so that shapes alone tell nothing
+KINDS: dict[str, tuple[Any, tuple[int, ...], str]] = {
+    "linear": (lambda: nn.Linear(4, 3), (6, 4), ""),
+    "multilayer": (lambda: multilayer()[0], (6, 4), ""),
+    "convolutional": (convolutional, (6, 1, 9, 9), ""),
+    "encoder": (Encoder, (6, 5, 8), "layers.layers.0.self_attn"),
+    "sequence first": (lambda: SequenceFirst(merged=False), SEQUENCES, ""),
+    "merged sequence first": (lambda: SequenceFirst(merged=True), SEQUENCES, "a norm gain out"),
+    "experts": (Experts, SEQUENCES, "experts out"),
+    "custom function": (Secretive, (6, 4), "w"),
+    "lookup": (Lookup, (6, 5), "out.parametrizations"),
+    "recurrent": (Recurrent, (6, 5, 4), "cell"),
+    "sums": (Sums, (6, 4), ""),
+    "partly frozen": (partly_frozen, (6, 4), ""),
+    "silent": (silent, (6, 4), ""),
+}
+"""Model, shape of its inputs, and the parameters that have to go the long way round."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("directions", [1, 4])
+def test_gradient_dots_equal_a_loop_for_every_kind_of_module(kind: str, directions: int) -> None:
+    build, shape, apart = KINDS[kind]
+    model = build().double().eval()
+    ids = kind == "lookup"
+    x = torch.randint(0, 7, shape) if ids else torch.randn(shape).double()
+    data = TensorDataset(x, torch.randint(0, 3, (6,)))
+    check_dots(model, Classification(), data, directions, apart.split())
+
+
+@pytest.mark.parametrize("directions", [1, 4])
+@pytest.mark.parametrize("positions", [5, 6])
+def test_gradient_dots_of_a_tied_and_reused_transformer(directions: int, positions: int) -> None:
+    data = TensorDataset(torch.randint(0, 11, (6, positions)))
+    check_dots(Language().double().eval(), NextToken(), data, directions, [])
+
+
+@pytest.mark.parametrize("directions", [1, 4])
+def test_gradient_dots_of_hugging_face_gpt2(directions: int) -> None:
+    data = TensorDataset(torch.randint(0, 11, (6, 7)))
+    check_dots(tiny_gpt2(), NextToken(), data, directions, [])
+
+
+def check_dots(model: nn.Module, task: Any, data: Any, directions: int, apart: list[str]) -> None:
+    point = Point(model)
+    vectors = torch.randn(directions, point.size).double()
+    dots = GradientDots(point, lambda m, batch: task.loss(task.outputs(m, batch), batch), vectors)
+    found = dots(IndexedData(data).batch(range(6)))
+    expected = naive_gradients(model, task, data) @ vectors.T
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+    assert dots.plan is not None
+    for name in point.parameters:
+        assert (name in dots.plan.lost) == any(name.startswith(a) for a in apart), name
+
+
+def test_batches_of_other_lengths_are_read_with_a_new_plan() -> None:
+    model = Language().double().eval()
+    point, task = Point(model), NextToken()
+    dots = GradientDots(
+        point,
+        lambda m, batch: task.loss(task.outputs(m, batch), batch),
+        torch.randn(2, point.size).double(),
+    )
+    for positions in (5, 8, 3):
+        data = TensorDataset(torch.randint(0, 11, (4, positions)))
+        found = dots(IndexedData(data).batch(range(4)))
+        expected = naive_gradients(model, task, data) @ dots.directions.T
+        assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_large_layers_are_multiplied_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_mi.influence.per_example.LARGEST", 100)
+    test_gradient_dots_of_a_tied_and_reused_transformer(4, 5)
 
 
 # ------------------------------------------------------------------ TracIn
@@ -543,7 +759,7 @@ def test_shares_include_the_regularizer() -> None:
     model, data = language()
     objective = Objective(NextToken(), regularizer=decay)
     with pytest.warns(UserWarning, match="far from"):
-        result = influence_scores(model, objective, data, data, shown=2)
+        result = influence_scores(model, objective, data, data, shown=2, solver=CG(rtol=0.1))
     assert result.tokens is not None
     scores = result.values[0, list(result.tokens[0].indices)]
     assert torch.allclose(result.tokens[0].values.sum(1), scores, rtol=1e-9, atol=1e-14)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,7 +52,7 @@ class Objective:
                 got=f"a {type(task).__name__}",
                 do="For example Objective(Classification()).",
             )
-        self.task: Task = task if isinstance(task, Task) else _Foreign(objective=task)
+        self.task: Task = task if isinstance(task, Task) else _Foreign(task)
         self._regularizer = regularizer
 
     def outputs(self, model: nn.Module, batch: Any) -> Tensor:
@@ -130,11 +129,12 @@ class Objective:
         return self.task if isinstance(self.task, NextToken) else None
 
 
-@dataclass(frozen=True)
 class _Foreign(Task):
     """A torch-influence objective as a task: its mean loss, taken one example at a time."""
 
-    objective: Any = None
+    def __init__(self, objective: Any) -> None:
+        super().__init__()
+        self.objective = objective
 
     def outputs(self, model: nn.Module, batch: Any) -> Tensor:
         found: Tensor = self.objective.train_outputs(model, batch)

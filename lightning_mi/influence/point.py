@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import ModelError
 
-__all__ = ["Point", "math_attention", "wide"]
+__all__ = ["Point", "math_attention", "repeatable_attention", "wide"]
 
 T = TypeVar("T")
 
@@ -150,6 +150,21 @@ def math_attention() -> Iterator[None]:
         Nothing. Whatever kernels were allowed before are allowed again afterwards.
     """
     with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def repeatable_attention(device: torch.device) -> Iterator[None]:
+    """Use an attention kernel whose first derivative is the same every time.
+
+    Args:
+        device: Where the model is. The fused kernels of GPUs add up in no fixed order when they
+            run backwards; the CPU's does not.
+
+    Yields:
+        Nothing. Whatever kernels were allowed before are allowed again afterwards.
+    """
+    with nullcontext() if device.type == "cpu" else math_attention():
         yield
 
 

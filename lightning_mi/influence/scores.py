@@ -182,11 +182,8 @@ class Job:
         )
         scale = 1 / len(self.train)
         vectors, constants = solution.vectors * scale, (solution.vectors @ own) * scale
-        dots = [
-            gradient_dots(point, self.losses, batch, vectors)
-            for batch in self._chunks(point, indices)
-        ]
-        values = torch.cat(dots).T + constants[:, None]
+        dots = gradient_dots(point, self.losses, self._chunks(point, indices), vectors)
+        values = dots.T + constants[:, None]
         return InfluenceScores(
             values.cpu(),
             tuple(indices),

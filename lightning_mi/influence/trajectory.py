@@ -234,11 +234,7 @@ def _scores(
     def losses(model: nn.Module, batch: Any) -> Tensor:
         return objective.losses(objective.outputs(model, batch), batch)
 
-    parts = [
-        gradient_dots(point, losses, b, directions)
-        for b in chunks(data, indices, batch_size, point)
-    ]
-    values = torch.cat(parts).T
+    values = gradient_dots(point, losses, chunks(data, indices, batch_size, point), directions).T
     tokens = None
     if objective.next_token is not None and shown > 0:
         tokens = tuple(
