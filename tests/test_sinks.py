@@ -36,6 +36,7 @@ from lightning_mi.sinks import (
 )
 from lightning_mi.sinks.canvas import BLUE, INK, ORANGE, VIOLET, blend, ink_on
 from lightning_mi.sinks.examples import examples_html, examples_markdown, examples_of
+from lightning_mi.sinks.head_map import chance
 from lightning_mi.sinks.longtable import COLUMNS, long_table
 from lightning_mi.sinks.pictures import Scales, caption, draw
 
@@ -178,6 +179,14 @@ class TestPictures:
         assert image.dtype == np.uint8
         assert tuple(first.tolist()) == VIOLET
         assert tuple(last.tolist()) == (VIOLET if layers * heads == 1 else (255, 255, 255))
+
+    def test_chance_may_be_a_panel_of_its_own(self) -> None:
+        score = record("head_scores/induction", [[0.25, 1.0]], HEADS, null="uniform")
+        null = record("head_scores/induction_null", [[0.2, 0.3]], HEADS, display={})
+        assert chance(score, [null, score]) == pytest.approx(0.25)
+        image = self.drawn(score, null)
+        assert tuple(image[56, 36].tolist()) == (255, 255, 255)
+        assert tuple(self.drawn(score)[56, 36].tolist()) != (255, 255, 255)
 
     def test_signed_strip_supports_in_blue(self) -> None:
         image = self.drawn(record("ig/values", [[1.0, -1.0, 0.0]], STRIP))
@@ -342,6 +351,14 @@ class TestWhichSink:
         sink.write(record("a/b", 1.0, step=9))
         assert [step for _, step in keeper.calls] == [4, 9]
         assert keeper.calls[0][0]["mi/step"] == 4.0
+
+    def test_undefined_values_add_up_over_a_step(self) -> None:
+        keeper = Keeper()
+        (sink,) = sinks_for([keeper])
+        for step in (1, 1, 2):
+            sink.write(record("a/b", NAN, step=step))
+        sink.write(record("a/b", 0.5, step=2))
+        assert [metrics["mi/nonfinite"] for metrics, _ in keeper.calls] == [1, 2, 1, 1]
 
     def test_told_once_what_is_lacking(self, caplog: Any, tmp_path: Path) -> None:
         made = [lightning().loggers.CSVLogger(tmp_path / str(i)) for i in range(2)]

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ..record import Record
 from ..runs import Run
-from .keys import Plan, Shown, plan
+from .keys import NONFINITE, Plan, Shown, plan
 from .pictures import Scales
 
 __all__ = ["Guarded", "LoggerSink", "Sink"]
@@ -66,6 +66,7 @@ class LoggerSink:
         self.told = set() if told is None else told
         self.scales = Scales()
         self.last_step = 0
+        self._nonfinite = 0.0
         self._finished = False
 
     @property
@@ -98,8 +99,8 @@ class LoggerSink:
             records: What was measured.
         """
         for step, group in _by_step(records):
+            planned = self._counted(plan(group), step)
             self.last_step = step
-            planned = plan(group)
             self.log_scalars(planned, step)
             if planned.pictures:
                 self.log_pictures(planned.pictures, step)
@@ -115,6 +116,12 @@ class LoggerSink:
             return
         self._finished = True
         self.log_end(run, summary)
+
+    def _counted(self, planned: Plan, step: int) -> Plan:
+        """Count undefined values over all firings of a step, as a chart shows its last row."""
+        before = self._nonfinite if step == self.last_step else 0.0
+        self._nonfinite = before + planned.scalars[NONFINITE]
+        return Plan({**planned.scalars, NONFINITE: self._nonfinite}, planned.pictures)
 
     # ---------------------------------------------------------------- what subclasses replace
 

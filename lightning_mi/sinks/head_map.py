@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..record import Panel, Record
 from .canvas import (
@@ -33,32 +34,40 @@ NUMBERED = 64
 """Up to so many heads the number stands in the cell."""
 
 
-def draw_head_maps(records: Sequence[Record]) -> Pixels:
+def draw_head_maps(records: Sequence[Record], others: Sequence[Record] = ()) -> Pixels:
     """Draw the maps of several scores on one page.
 
     Args:
         records: Panels of axes (layer, head).
+        others: All records of the firing, among which are the nulls.
 
     Returns:
         The picture.
     """
-    maps = [_draw(record) for record in records]
+    maps = [_draw(record, _limits(record, others)) for record in records]
     rows = [beside(maps[i : i + PER_ROW]) for i in range(0, len(maps), PER_ROW)]
     return below(rows)
 
 
-def chance(panel: Panel) -> float:
-    """Return the value under uniform attention, where the panel gives one number for it.
+def chance(record: Record, others: Sequence[Record] = ()) -> float | None:
+    """Return the value under uniform attention.
 
     Args:
-        panel: Scores of heads.
+        record: Scores of heads.
+        others: Records among which ``<name>_null`` may be.
 
     Returns:
-        The number, 0 where there is none.
+        The number in ``convention["null"]``, else the mean of the panel ``<name>_null``, else None.
     """
-    null = panel.convention.get("null")
-    usable = isinstance(null, int | float) and math.isfinite(null)
-    return float(null) if usable and null is not None else 0.0
+    null = record.panel.convention.get("null")
+    if isinstance(null, int | float):
+        return float(null) if math.isfinite(null) else None
+    panel = next((other.panel for other in others if other.name == f"{record.name}_null"), None)
+    if panel is None:
+        return None
+    values = panel.values.double()
+    mean = float(values[values.isfinite()].mean())
+    return mean if math.isfinite(mean) else None
 
 
 def top_head(record: Record) -> str | None:
@@ -79,57 +88,62 @@ def top_head(record: Record) -> str | None:
     return f"{name} {float(values[layer, head]):.2f}"
 
 
-def _draw(record: Record) -> Pixels:
-    panel = record.panel
+@dataclass(frozen=True)
+class _Limits:
+    """Values of paper and of full colour; a negative low means blue above and orange below."""
+
+    low: float
+    high: float
+    at_chance: bool = False
+
+    def colour(self, value: float, hue: RGB) -> RGB:
+        if self.low < 0:
+            return signed(value / self.high)
+        return blend(hue, (value - self.low) / (self.high - self.low))
+
+    def words(self) -> str:
+        if self.low < 0:
+            return f"orange {self.low:.2g}, white 0, blue {self.high:.2g}"
+        return f"white {'chance, ' if self.at_chance else ''}{self.low:.2g}; full {self.high:.2g}"
+
+
+def _limits(record: Record, others: Sequence[Record]) -> _Limits:
+    """Span chance to 1 for shares of attention; ±m, at least ±1, for signed values."""
+    finite = record.panel.values.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    high = max(1.0, float(finite.abs().max()))
+    low = chance(record, others)
+    if low is None:
+        return _Limits(-high if float(finite.min()) < -1e-6 else 0.0, high)
+    return _Limits(low, high, at_chance=True) if 0 <= low < high else _Limits(0.0, high)
+
+
+def _draw(record: Record, limits: _Limits) -> Pixels:
+    panel, hue = record.panel, HUES.get(record.what, SOFT)
     layers, heads = panel.values.shape
     cell = max(6, min(38, 420 // heads))
     left, top = 34, 54
     canvas = Canvas(max(left + cell * heads + 4, 236), top + cell * layers + 4)
     canvas.text((left, 2), title(record), HUES.get(record.what, INK), 14)
-    canvas.text((left, 20), _scale_words(panel), SOFT, 10)
+    canvas.text((left, 20), limits.words(), SOFT, 10)
     _name_axes(canvas, panel, (left, top, cell))
+    numbered = cell >= 30 and panel.values.numel() <= NUMBERED
     for layer, row in enumerate(panel.values.double().tolist()):
         for head, value in enumerate(row):
-            _draw_cell(canvas, record, value, (left + head * cell, top + layer * cell, cell))
+            place = (left + head * cell, top + layer * cell, cell, cell)
+            colour = limits.colour(value, hue) if math.isfinite(value) else None
+            _draw_cell(canvas, place, colour, f"{value:.2f}" if numbered else "")
     return canvas.pixels()
 
 
-def _draw_cell(canvas: Canvas, record: Record, value: float, place: tuple[int, int, int]) -> None:
-    x, y, cell = place
-    if not math.isfinite(value):
-        canvas.hatch(x, y, (cell, cell))
+def _draw_cell(
+    canvas: Canvas, place: tuple[int, int, int, int], colour: RGB | None, words: str
+) -> None:
+    x, y, width, height = place
+    if colour is None:
+        canvas.hatch(x, y, (width, height))
         return
-    colour = _colour(record, value)
-    canvas.box(x, y, (cell, cell), colour, HAIR)
-    if cell >= 30 and record.panel.values.numel() <= NUMBERED:
-        words = f"{value:.2f}".replace("0.", ".", 1)
-        canvas.centred((x, y, cell, cell), words, ink_on(colour), 11)
-
-
-def _colour(record: Record, value: float) -> RGB:
-    low, high = _limits(record.panel)
-    if low < 0:
-        return signed(value / high)
-    return blend(HUES.get(record.what, SOFT), (value - low) / (high - low))
-
-
-def _limits(panel: Panel) -> tuple[float, float]:
-    """Return chance and 1 for shares of attention; ±m, at least ±1, for signed values."""
-    finite = panel.values.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    high = max(1.0, float(finite.abs().max()))
-    if float(finite.min()) < -1e-6 and "null" not in panel.convention:
-        return -high, high
-    low = chance(panel)
-    return (low, high) if 0 <= low < high else (0.0, high)
-
-
-def _scale_words(panel: Panel) -> str:
-    low, high = _limits(panel)
-    if low < 0:
-        return f"orange {low:.2g}, white 0, blue {high:.2g}"
-    return (
-        f"white {'chance, ' if 'null' in panel.convention else ''}{low:.2g}; full colour {high:.2g}"
-    )
+    canvas.box(x, y, (width, height), colour, HAIR)
+    canvas.centred(place, words.replace("0.", ".", 1), ink_on(colour), 11)
 
 
 def _name_axes(canvas: Canvas, panel: Panel, place: tuple[int, int, int]) -> None:

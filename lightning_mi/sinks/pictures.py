@@ -52,7 +52,7 @@ def draw(shown: Shown, scales: Scales) -> Pixels:
         RGB array of shape (height, width, 3).
     """
     if shown.kind == "map":
-        return draw_head_maps(shown.records)
+        return draw_head_maps(shown.records, shown.beside)
     scale = scales.of(shown)
     if shown.kind == "image":
         return draw_overlays(shown.records, scale, _inputs(shown))
