@@ -60,9 +60,9 @@ class HeadMonitor(MeasurementMonitor):
         at_end: bool | None = None,
         max_overhead: float | None = None,
     ) -> None:
-        scores = HeadScores() if tokens is None else HeadScores(tokens=tokens)
+        chosen = RepeatedTokens() if tokens is None else tokens
         super().__init__(
-            measurements=[scores, PromptAttention()],
+            measurements=[HeadScores(tokens=chosen), PromptAttention(tokens=chosen)],
             batch=batch,
             task=task,
             tokenizer=tokenizer,
