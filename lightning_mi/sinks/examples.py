@@ -157,7 +157,7 @@ def _token(share: float, text: str, scale: float) -> str:
     if not math.isfinite(share):
         return f'<span title="undefined">{text}</span>'
     colour = signed(share / scale)
-    style = f"background:{_css(colour)};color:{_css(ink_on(colour))};white-space:pre-wrap"
+    style = f"background:{_css(colour)};color:{_css(ink_on(colour))};white-space:pre-wrap;margin-right:1px"
     return f'<span style="{style}" title="{share:+.3g}">{text}</span>'
 
 
