@@ -20,6 +20,7 @@ __all__ = ["Example", "examples_html", "examples_markdown", "examples_of"]
 
 TOKENS = 256
 STYLE = "font:14px/1.7 system-ui,sans-serif;color:#191d26;background:#fff;max-width:60em"
+TOKEN = "white-space:pre-wrap;margin-right:1px"
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def _token(share: float, text: str, scale: float) -> str:
     if not math.isfinite(share):
         return f'<span title="undefined">{text}</span>'
     colour = signed(share / scale)
-    style = f"background:{_css(colour)};color:{_css(ink_on(colour))};white-space:pre-wrap;margin-right:1px"
+    style = f"background:{_css(colour)};color:{_css(ink_on(colour))};{TOKEN}"
     return f'<span style="{style}" title="{share:+.3g}">{text}</span>'
 
 
