@@ -469,3 +469,56 @@ def test_browser_shows_hostile_texts_as_texts(tmp_path: Path) -> None:
     assert "<title>pwned" not in drawn
     assert "<img" not in drawn
     assert "&lt;/script&gt;&lt;script&gt;" in drawn
+
+
+FRAMES = "<script>window.requestAnimationFrame = draw => setTimeout(draw, 5);</script>"
+"""A browser without a screen draws no frames."""
+
+DRIVE = """
+<script>addEventListener("load", () => {
+  const click = (where, what) => document.querySelector(where).dispatchEvent(
+    new MouseEvent("click", { bubbles: true, clientX: what[0], clientY: what[1] }));
+  const key = (name) => document.body.dispatchEvent(
+    new KeyboardEvent("keydown", { key: name, bubbles: true }));
+  const acts = [
+    () => key("ArrowRight"), () => { key("ArrowRight"); key("ArrowLeft"); key("ArrowRight"); },
+    () => document.querySelector("[data-set=log]").click(),
+    () => document.querySelector("[data-set=unit]").click(),
+    () => document.querySelector("[data-on=duplicate_token]").click(),
+    () => document.querySelector("[data-on=saliency]").click(),
+    () => {
+      const box = document.querySelector("#maps canvas").getBoundingClientRect();
+      click("#maps canvas", [box.left + 2, box.top + 2]);
+    },
+    () => document.querySelector("#theme").click(),
+  ];
+  const next = () => {
+    if (!acts.length) return;
+    acts.shift()();
+    requestAnimationFrame(() => setTimeout(next, 20));
+  };
+  const wait = () => document.documentElement.dataset.drawn ? next() : setTimeout(wait, 50);
+  wait();
+});</script>
+"""
+
+
+@needs_chromium
+def test_browser_one_selection_everywhere(tmp_path: Path) -> None:
+    run = Synthetic(steps=20, max_steps=2000, state="running").write(tmp_path / "mi")
+    report = write_report(run)
+    html = report.read_text(encoding="utf-8").replace("<head>", f"<head>{FRAMES}", 1)
+    report.write_text(html + DRIVE, encoding="utf-8")
+    drawn, said = browse(report, "#theme=light&step=0")
+    assert said == ""
+    assert "Step 80" in drawn
+    assert 'data-theme="dark"' in drawn
+    assert "running, step 760 of 2,000" in drawn
+    assert "duplicate token score of every head over training steps" in drawn
+    value = run.records("head_scores/duplicate_token")
+    shown = next(r for r in value if r.step == 80 and r.what == "duplicate_token")
+    assert f"duplicate token {float(shown.panel.values[0, 0]):.2f} at this step" in drawn
+    assert re.search(r"attention of L0H0 from the last token", drawn)
+    assert re.search(r">tokens</text>", drawn)
+    assert 'fill="url(#future)"' in drawn
+    assert "share of the total, one scale for the whole run" in drawn

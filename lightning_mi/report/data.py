@@ -59,7 +59,8 @@ def _inputs(shelf: Shelf, tokens: list[str]) -> dict[str, Any]:
 def _run(shelf: Shelf, run: Run, made: dict[str, Any]) -> dict[str, Any]:
     info = shelf.info
     last = made["steps"][-1]
-    versions = [f"{name} {number}" for name, number in info.get("versions", {}).items()]
+    known = {n: v for n, v in info.get("versions", {}).items() if v and v != "not installed"}
+    versions = [f"{name} {number}" for name, number in known.items()]
     seed = [] if info.get("seed") is None else [f"seed {info['seed']}"]
     written = [f"written {time.strftime('%Y-%m-%d %H:%M')}"]
     return {

@@ -72,7 +72,7 @@ function move(event) {
   if (way === undefined && end === undefined) return;
   event.preventDefault();
   event.stopPropagation();
-  set({ i: end ?? Math.min(LAST, Math.max(0, S.i + way * (event.shiftKey ? 10 : 1))) });
+  set({ i: end ?? Math.min(LAST, Math.max(0, soon("i") + way * (event.shiftKey ? 10 : 1))) });
 }
 
 document.addEventListener("keydown", event => {

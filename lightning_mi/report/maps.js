@@ -5,8 +5,9 @@ const WITH_NUMBERS = 32;
 /** A figure of one score; its `refresh` repaints it at the cursor's step. */
 function headMap(score, large) {
   const canvas = h("canvas", { width: WIDTH, height: LAYERS, role: "img" });
+  const shape = Math.min(3, Math.max(LAYERS <= 4 ? 1.7 : .8, WIDTH / LAYERS));
   const chosen = h("div", { class: "chosen" }), numbers = h("div");
-  const wrap = h("div", { class: "wrap", style: `aspect-ratio:${Math.min(3, Math.max(.8, WIDTH / LAYERS))}` }, canvas, numbers, chosen);
+  const wrap = h("div", { class: "wrap", style: `aspect-ratio:${shape}` }, canvas, numbers, chosen);
   const value = h("span"), caption = h("figcaption", {}, h("b", { style: `color:var(--${score.name})` }, score.title), value);
   const under = event => {
     const box = canvas.getBoundingClientRect(), clip = (v, n) => Math.min(n - 1, Math.max(0, Math.floor(v * n)));

@@ -27,8 +27,8 @@ function buildPrompt() {
   const room = host.clientWidth - NAMES, first = Math.max(0, TOKENS.length - MOST_TOKENS);
   $("prompt-sub").textContent = first ? `its last ${MOST_TOKENS} of ${TOKENS.length} tokens` : "";
   let line = null, used = Infinity;
-  const place = (element, width) => {
-    if (used + width > room) { line = promptLine(host); used = 0; }
+  const place = (element, width, names = promptRows) => {
+    if (used + width > room) { line = promptLine(host, names); used = 0; }
     used += width;
     line.append(element);
   };
@@ -37,14 +37,14 @@ function buildPrompt() {
     place(tokenCell(q, text, width), width);
   }
   const next = answerText();
-  if (next != null) place(h("div", { class: "token next" }, h("span", {}, `→ ${show(next)}`)), letters(show(next)) + 26);
+  if (next != null) place(h("div", { class: "token next" }, h("span", {}, `→ ${show(next)}`)), letters(show(next)) + 26, []);
 }
 
 const answerText = () => D.answers?.right ?? Object.values(D.inputs).find(block => block.target)?.target ?? null;
 
-function promptLine(host) {
-  const names = h("div", { class: "names" }, h("span", {}, "\u00a0"), promptRows.map(row => h("i", {}, row.name)));
-  const line = h("div", { class: "row" }, names);
+function promptLine(host, names) {
+  const column = h("div", { class: "names" }, h("span", {}, "\u00a0"), names.map(row => h("i", {}, row.name)));
+  const line = h("div", { class: "row" }, column);
   host.append(line);
   return line;
 }

@@ -66,8 +66,9 @@ class Shelf:
 
     @property
     def undrawn(self) -> list[str]:
-        """Names of which no chart asked, so that nothing is dropped in silence."""
-        return [n for n in self.names if n not in self._drawn and not n.endswith(BESIDE)]
+        """Names of measurements of which no chart took anything: nothing is dropped in silence."""
+        drawn = {name.split("/")[0] for name in self._drawn}
+        return [name for name in self.names if name.split("/")[0] not in drawn]
 
     @property
     def times(self) -> tuple[list[int], list[int | None]]:
@@ -77,10 +78,6 @@ class Shelf:
             tokens[r.step] = r.tokens if r.tokens is not None else tokens.get(r.step)
         steps = sorted(tokens)
         return steps, [tokens[s] for s in steps]
-
-
-BESIDE = ("_null", "_stderr", "_matched")
-"""Endings of what stands beside a score and is drawn with it."""
 
 
 def stack(records: Sequence[Record]) -> Numbers:

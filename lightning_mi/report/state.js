@@ -52,6 +52,9 @@ const asOf = block => (block.at[at(block)] === step() ? "" : `as of step ${whole
 const onLayout = [], onStep = [];                 // every chart adds what redraws it
 let pending = null;
 
+/** A value as it will be after the next frame, for keys that come faster than frames. */
+const soon = key => pending?.[key] ?? S[key];
+
 /** Change what is chosen; charts are redrawn once, in the next frame. */
 function set(patch) {
   if (pending) { Object.assign(pending, patch); return; }

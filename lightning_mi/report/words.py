@@ -203,7 +203,8 @@ def _examples(found: dict[str, Any] | None) -> tuple[str, str]:
 
 
 def _kind(words: str) -> str:
-    """An example's own words without its numbers, so that like ones count together."""
+    """An example's own words without numbers and place, so that like ones count together."""
+    words = re.sub(r"\([^()]*\)", "", words)
     return re.sub(r"\s*\bof \d[\d,]* \w+|[\d,]*\d", "", words).strip()
 
 
