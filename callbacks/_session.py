@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from ..batch import attention_mask_of, batch_size, cloned, cut, main_input, moved
 from ..checkpoints import STATE_MARK
 from ..comparison import agreement
+from ..emergence import head_onsets
 from ..errors import RunError
+from ..influence import tracin_sum
 from ..measurement import Context, IndexedData
 from ..record import Record, scalar
 from ..runs import Run
@@ -111,7 +113,9 @@ class Session:
         if self._finished or self.run is None:
             return
         self._finished = True
-        self.run.update_info(state=state)
+        live = self.run.records(source="live")
+        self.run.write_all(tracin_sum(live))
+        self.run.update_info(state=state, summary=onsets(live))
         if report:
             self.write_report()
         if state == "finished":
@@ -288,23 +292,39 @@ class Session:
         self._moment.update({r.name: r for r in new})
         self._deliver([*records, *new])
 
-    def overhead(self, records: Sequence[Record]) -> Record:
+    def overhead(self, records: Sequence[Record], so_far: float) -> Record:
         """Return the share of training time that measuring has taken so far.
 
         Args:
             records: Records of the firing, for their moment.
+            so_far: Seconds that this firing has taken, its writing not yet included.
 
         Returns:
             The record ``monitor/overhead``.
         """
-        panel = scalar(self.share, "1", display={"headline": "overhead"})
+        panel = scalar(self.share(so_far), "1", display={"headline": "overhead"})
         made_by = {"class_path": "lightning_mi.callbacks.MeasurementMonitor"}
         return records[0].replace(name="monitor/overhead", panel=panel, made_by=made_by)
 
-    @property
-    def share(self) -> float:
-        """Share of the time since the start that went into measuring."""
-        return self.measuring / max(time.perf_counter() - self._started, 1e-9)
+    def share(self, more: float = 0.0) -> float:
+        """Return the share of the time since the start that went into measuring.
+
+        Args:
+            more: Seconds that are not counted yet.
+
+        Returns:
+            From 0 to 1.
+        """
+        elapsed = time.perf_counter() - self._started
+        return (self.measuring + more) / max(elapsed, self.measuring + more, 1e-9)
+
+    def spent(self, seconds: float) -> None:
+        """Count time that went into measuring.
+
+        Args:
+            seconds: Of a firing, its writing included.
+        """
+        self.measuring += seconds
 
     def begin_clock(self, trainer: Trainer) -> None:
         """Start counting training time, at the first step rather than at set-up.
@@ -363,6 +383,23 @@ def facts(trainer: Trainer, model: nn.Module) -> dict[str, Any]:
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "state": "running",
     }
+
+
+def onsets(records: Sequence[Record]) -> dict[str, int]:
+    """Return the step at which the first head of each role formed, for the loggers' summary.
+
+    Args:
+        records: Records of one run and one source.
+
+    Returns:
+        ``induction_onset`` and ``prev_token_onset``, each only where one may be claimed.
+    """
+    found = {}
+    for score, key in (("induction", "induction"), ("previous_token", "prev_token")):
+        steps = [h.onset.step for h in head_onsets(records, score) if h.onset.step is not None]
+        if steps:
+            found[f"{key}_onset"] = min(steps)
+    return found
 
 
 def planned_steps(trainer: Trainer) -> int | None:

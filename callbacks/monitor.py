@@ -436,13 +436,13 @@ class MeasurementMonitor(Callback):
             self._excuse(step, error)
             records = []
         self._fired_at, self._fired_time = step, time.monotonic()
-        session.emit(records)
-        if self.report and records:
-            session.write_report()
-        self._cost = time.perf_counter() - began
-        session.measuring += self._cost
         if records:
-            session.emit([session.overhead(records)])
+            so_far = time.perf_counter() - began
+            session.emit([*records, session.overhead(records, so_far)])
+            if self.report:
+                session.write_report()
+        self._cost = time.perf_counter() - began
+        session.spent(self._cost)
 
     def _excuse(self, step: int, error: Exception) -> None:
         self.failed += 1
@@ -479,8 +479,7 @@ class MeasurementMonitor(Callback):
         allowed = self.schedule.max_overhead
         if allowed is None or self._fired_at is None:
             return False
-        elapsed = time.perf_counter() - session._started
-        return session.measuring + self._cost > allowed * elapsed
+        return session.share(self._cost) > allowed
 
     # ---------------------------------------------------------------- checkpoints
 

@@ -88,7 +88,7 @@ def train(data: RealText, steps: int, folder: Path) -> tuple[pl.Trainer, Run]:
         callbacks=[*watching, checkpoints],
         logger=[
             WandbLogger(project="lightning_mi", name=data.text.title, save_dir=folder, offline=True),
-            CSVLogger(folder, name=None, version=""),
+            CSVLogger(folder, name="csv", version=""),
         ],
         default_root_dir=folder,
         enable_checkpointing=False,
