@@ -127,7 +127,7 @@ def find_checkpoints(checkpoints: str | os.PathLike[str] | Sequence[Any]) -> lis
         raise ArgumentError.of(
             "checkpoints",
             expected="a folder with .ckpt files, or a list of existing files",
-            got=", ".join(missing) or f"none in {os.fspath(checkpoints)!r}",  # type: ignore[arg-type]
+            got=", ".join(missing) or f"none in {str(checkpoints)!r}",
             do="ScheduledCheckpoint saves them during training.",
         )
     return found

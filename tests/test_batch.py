@@ -62,7 +62,7 @@ def test_inputs_and_labels_are_found(batch: Any) -> None:
 def test_cut_keeps_the_first_examples_and_the_form(batch: Any) -> None:
     short = cut(batch, 2)
     assert torch.equal(main_input(short), X[:2])
-    assert isinstance(batch, Tensor) or torch.equal(labels_of(short), Y[:2])  # type: ignore[arg-type]
+    assert isinstance(batch, Tensor) or torch.equal(labels_of(short), Y[:2])
     assert isinstance(short, tuple) == isinstance(batch, tuple)
     assert batch_size(batch) == 4, "the user's batch was changed"
 

@@ -59,7 +59,7 @@ def test_labels_of_one_and_of_several_axes() -> None:
 )
 def test_labels_must_fit(coords: dict[str, object], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        Panel(torch.zeros(2, 3), ("example", "position"), coords)  # type: ignore[arg-type]
+        Panel(torch.zeros(2, 3), ("example", "position"), coords)
 
 
 def test_values_are_detached_copies() -> None:
@@ -100,7 +100,7 @@ def test_values_from_inference_mode_can_be_used_outside() -> None:
 def test_convention_becomes_plain() -> None:
     panel = scalar(1.0, "nats", n=np.int64(3), levels=(1, 2), t=torch.tensor([0.5]))
     assert json.dumps(panel.convention) == '{"n": 3, "levels": [1, 2], "t": [0.5]}'
-    with pytest.raises(ArgumentError, match="convention: expected plain JSON.*a Linear"):
+    with pytest.raises(ArgumentError, match=r"convention: expected plain JSON.*a Linear"):
         scalar(1.0, model=torch.nn.Linear(1, 1))
 
 

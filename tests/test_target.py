@@ -199,5 +199,5 @@ def test_a_function_returns_one_number_an_example(bad: Any) -> None:
 
 def test_a_target_keeps_its_own_task() -> None:
     own = NextToken()
-    assert as_target(Loss(own), Classification()).task is own  # type: ignore[attr-defined]
+    assert as_target(Loss(own), Classification()).task is own
     assert as_target(Margin(2), own) == Margin(2)

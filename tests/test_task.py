@@ -71,7 +71,7 @@ def test_a_window_of_one_token_too_many(how: str) -> None:
     assert task == NextToken(drop_last_input=True)
     outputs = task.outputs(model, IDS)
     assert torch.equal(outputs, model(IDS[:, :-1]))
-    assert torch.equal(task.labels(IDS), IDS[:, 1:])  # type: ignore[arg-type]
+    assert torch.equal(task.labels(IDS), IDS[:, 1:])
     expected = F.cross_entropy(outputs.flatten(0, 1), IDS[:, 1:].flatten())
     torch.testing.assert_close(task.loss(outputs, IDS).mean(), expected)
     other = task.with_inputs(IDS, IDS[:, :-1].flip(1))
@@ -164,12 +164,12 @@ def test_the_only_network_of_a_module_without_forward() -> None:
     model = Bare(net=Language())
     task = infer_task(model, IDS)
     assert task == NextToken("net")
-    assert torch.equal(task.outputs(model, IDS), model.net(IDS))  # type: ignore[operator]
+    assert torch.equal(task.outputs(model, IDS), model.net(IDS))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_module_without_forward() -> None:
-    assert infer_task(torch.compile(Bare(net=Language()), backend="eager"), IDS).module == "net"  # type: ignore[arg-type]
+    assert infer_task(torch.compile(Bare(net=Language()), backend="eager"), IDS).module == "net"
 
 
 def test_two_networks_without_forward_are_named() -> None:
@@ -179,7 +179,7 @@ def test_two_networks_without_forward_are_named() -> None:
 
 def test_a_forward_set_on_the_instance_counts() -> None:
     model = Bare(a=Language(), b=Language())
-    model.forward = model.a.forward  # type: ignore[method-assign,assignment]
+    model.forward = model.a.forward
     assert infer_task(model, IDS) == NextToken()
 
 
