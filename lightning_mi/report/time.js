@@ -59,7 +59,7 @@ function drawAxis() {
   const rose = onsetInterval();
   if (rose) {
     svg.append(bandOf(rose, height));
-    const words = `induction forms, ${whole(rose[0])} to ${whole(rose[1])}`;
+    const words = `induction forms, step ${whole(rose[0])} to ${whole(rose[1])}`;
     const left = X(rose[1]) + 6 + 190 > W;
     svg.append(s("text", {
       class: "label", x: left ? X(rose[0]) - 6 : X(rose[1]) + 6, y: 32,
