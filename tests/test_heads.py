@@ -475,7 +475,8 @@ def test_model_without_attention_is_named() -> None:
         scores(words, RepeatedTokens(30, length=4).tokens())
 
 
-def test_encoder_decoder_is_refused() -> None:
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_encoder_decoder_is_refused(implementation: str) -> None:
     from transformers import BartConfig, BartModel
 
     config = BartConfig(
@@ -493,8 +494,9 @@ def test_encoder_decoder_is_refused() -> None:
         decoder_start_token_id=1,
         forced_eos_token_id=2,
     )
+    model = BartModel._from_config(config, attn_implementation=implementation)
     with pytest.raises(ModelError, match="encoder-decoder"):
-        scores(BartModel(config), RepeatedTokens(30, length=6).tokens())
+        scores(model, RepeatedTokens(30, length=6).tokens())
 
 
 # The measurement.

@@ -13,15 +13,27 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..errors import ModelError
+from ..errors import LightningMIError, ModelError
 from .check import Check, verify
 from .site import Site
 from .trace import PRODUCTS, Traces
 
-__all__ = ["Listener", "Observer", "active"]
+__all__ = ["CarriedError", "Listener", "Observer", "active"]
+
+BACKWARD: frozenset[Callable[..., Any]] = frozenset(
+    {Tensor.backward, torch.autograd.backward, torch.autograd.grad}
+)
 
 FLASH = 1
 """Number of the flash kernel in torch's choice of attention kernels."""
+
+
+class CarriedError(LightningMIError):
+    """Carries a TypeError out of ``a @ b``, which would turn it into "unsupported operand"."""
+
+    def __init__(self, error: TypeError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Listener(Protocol):
@@ -67,6 +79,8 @@ class Observer(TorchFunctionMode):
             return self._fused(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             return self._multi_head(func, args, kwargs)
+        if func in BACKWARD:
+            return self._open(func, args, kwargs)
         if func in PRODUCTS:
             return self._product(func, args, kwargs)
         result = func(*args, **kwargs)
@@ -125,27 +139,40 @@ class Observer(TorchFunctionMode):
         listening = self._listening()
         if not listening:
             return result
-        site = found.site(self._traces, listening[0][1], listening[0][3])
-        return found.native(self._tell(site, listening))
+        try:
+            site = found.site(self._traces, listening[0][1], listening[0][3])
+            return found.native(self._tell(site, listening))
+        except TypeError as error:
+            raise CarriedError(error) from error
 
     def _multi_head(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Any:
-        # The body of this function hides from modes. Run it in a copy of its namespace in which
-        # it finds nothing to hand over, with this mode on: need_weights stays the caller's own.
-        body = _with_globals(func, has_torch_function=_nothing)
         before = self._heads, self._cross
         try:
             self._heads = kwargs["num_heads"] if "num_heads" in kwargs else args[4]
             query = kwargs["query"] if "query" in kwargs else args[0]
             key = kwargs["key"] if "key" in kwargs else args[1]
             self._cross = not _is_same(query, key)
-            if body is func:
-                return func(*args, **kwargs)
-            with self:
-                return body(*args, **kwargs)
+            return self._open(func, args, kwargs)
         finally:
             self._heads, self._cross = before
+
+    def _open(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run a function that would hide what it calls from modes.
+
+        It runs in a copy of its namespace in which it finds nothing to hand over, with this mode
+        on. So the arguments stay the caller's own (need_weights among them), and layers that a
+        backward pass recomputes are seen.
+
+        Returns:
+            What the function returns.
+        """
+        body = _with_globals(func)
+        if body is func:
+            return func(*args, **kwargs)
+        with self:
+            return body(*args, **kwargs)
 
     def _tell(self, site: Site, listening: list[tuple[Listener, str, bool, int]]) -> Tensor:
         checks = {listener.check for listener, *_ in listening}
@@ -160,10 +187,11 @@ class Observer(TorchFunctionMode):
         return z
 
 
-def _with_globals(func: Callable[..., Any], **changes: Any) -> Callable[..., Any]:
+def _with_globals(func: Callable[..., Any]) -> Callable[..., Any]:
     if not isinstance(func, FunctionType):
         return func
-    namespace = {**func.__globals__, **changes}
+    blind = {"has_torch_function": _nothing, "has_torch_function_unary": _nothing}
+    namespace = {**func.__globals__, **blind}
     copy = FunctionType(
         func.__code__, namespace, func.__name__, func.__defaults__, func.__closure__
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, NoAttentionError, TapError
 from ..isolation import unwrapped
 from .check import Check
-from .observer import Observer, active
+from .observer import CarriedError, Observer, active
 from .site import Site
 
 __all__ = ["Tap", "tap"]
@@ -82,7 +82,7 @@ class Tap:
             Its z, edited.
 
         Raises:
-            ArgumentError: If the edit returns another shape.
+            Stop: After the last site that is wanted; `tap` catches it.
         """
         if is_recomputing():
             return self._edited(self._index_of_recomputed(site.module), site)
@@ -122,14 +122,18 @@ class Tap:
 
     def _enter(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._modules and not is_recomputing():
-            if name in self._called:
+            if self._has_run(name):
                 self._begin_again()
-            self._called.add(name)
             self.was_run = True
             tensors = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim)
             self._batch = next((len(v) for v in tensors), 0)
         cross = any(isinstance(kwargs.get(key), Tensor) for key in OTHER_SEQUENCE)
         self._modules.append((name, cross))
+        self._called.add(name)
+
+    def _has_run(self, name: str) -> bool:
+        inside = f"{name}." if name else ""
+        return any(n == name or n.startswith(inside) for n in self._called)
 
     def _begin_again(self) -> None:
         self.count = 0
@@ -180,7 +184,7 @@ def tap(
     Args:
         model: Any model, compiled or not, in evaluation mode.
         edit: Called as ``edit(index, z)`` for each site, ``index`` counting from 0 in every forward
-            pass; returns the z to go on with, of the same shape ``[batch, head, position, d_head]``.
+            pass; returns the z to go on with, ``[batch, head, position, d_head]`` as well.
         visit: Called as ``visit(index, site)`` while the site's tensors are alive.
         keep: Whether `Tap.sites` keeps the sites; False needs no memory.
         check: A few rows of every recomputed pattern are compared with the model's own output
@@ -215,12 +219,14 @@ def tap(
         except Stop as stop:
             if stop.owner is not seen:
                 raise
+        except CarriedError as carried:
+            raise carried.error from None
     _require_sites(seen)
 
 
 def _add_hooks(stack: ExitStack, seen: Tap) -> None:
     for name, module in seen.model.named_modules():
-        if _is_plain_leaf(module):
+        if name and _is_plain_leaf(module):
             continue
         name = ".".join(part for part in name.split(".") if part != "_orig_mod")
 
@@ -239,7 +245,11 @@ def _add_hooks(stack: ExitStack, seen: Tap) -> None:
 def _is_plain_leaf(module: nn.Module) -> bool:
     """Say whether no attention can run in a module: torch's own layers without children."""
     own = type(module).__module__.startswith("torch.nn.modules.")
-    return own and not isinstance(module, nn.MultiheadAttention) and not any(module.children())
+    return (
+        own
+        and not isinstance(module, nn.MultiheadAttention)
+        and next(module.children(), None) is None
+    )
 
 
 def _switch(stack: ExitStack, model: nn.Module, wrapped: bool) -> None:

@@ -91,7 +91,19 @@ class Weighted:
     restore: Callable[[Tensor], Tensor]
 
     def site(self, traces: Traces, module: str, batch: int) -> Site:
-        """Return it with heads written out."""
+        """Return it with heads written out.
+
+        Args:
+            traces: Where repeated keys and values are known.
+            module: Name of the module it ran in.
+            batch: Number of examples that the model was given.
+
+        Returns:
+            The site.
+
+        Raises:
+            ModelError: If attention weights were dropped out, or heads cannot be told apart.
+        """
         trace, heads = self.trace, self.trace.heads
         if trace.dropout > 0.0:
             raise ModelError(
