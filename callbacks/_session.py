@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import __version__
 from ..batch import attention_mask_of, batch_size, cloned, cut, main_input, moved
 from ..checkpoints import STATE_MARK
 from ..comparison import agreement
@@ -28,6 +29,9 @@ from ..task import Task
 from ._base import LightningModule, Trainer, class_names
 
 __all__ = ["Session"]
+
+PATIENCE = 50
+"""Between two reports pass so many times what one takes, so that they cost 2 % at most."""
 
 BATCH = 8
 """Examples of the measured batch that are kept, where the user gives none."""
@@ -57,6 +61,7 @@ class Session:
         self._moment: dict[str, Record] = {}
         self._written: set[str] = set()
         self._finished = False
+        self._report_due = 0.0
 
     # ---------------------------------------------------------------- life
 
@@ -128,10 +133,18 @@ class Session:
 
         if self.run is None:
             return
+        began = time.perf_counter()
         try:
             write_report(self.run)
         except Exception as error:
             self._warn("report", error)
+        ended = time.perf_counter()
+        self._report_due = ended + PATIENCE * (ended - began)
+
+    def refresh_report(self) -> None:
+        """Write the report again, if that was not done a moment ago: it reads the whole run."""
+        if time.perf_counter() >= self._report_due:
+            self.write_report()
 
     # ---------------------------------------------------------------- what is known
 
@@ -379,7 +392,11 @@ def facts(trainer: Trainer, model: nn.Module) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "text": str(getattr(datamodule, "description", "")),
         "seed": os.environ.get("PL_GLOBAL_SEED"),
-        "versions": {p: _version(p) for p in ("lightning_mi", "torch", "pytorch-lightning")},
+        "versions": {
+            "lightning_mi": __version__,
+            "torch": torch.__version__,
+            "lightning": _version(type(trainer)),
+        },
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "state": "running",
     }
@@ -522,8 +539,7 @@ def _name(trainer: Trainer, model: nn.Module) -> str:
     return next((str(n) for n in names if n), type(model).__name__)
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+def _version(cls: type) -> str:
+    """Return the version of the package that a class comes from."""
+    package = sys.modules[cls.__module__.split(".")[0]]
+    return f"{package.__name__} {getattr(package, '__version__', '')}"

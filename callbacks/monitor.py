@@ -135,7 +135,8 @@ class MeasurementMonitor(Callback):
             stage: ``"fit"``, ``"validate"``, …
 
         Raises:
-            LightningMIError: If this Trainer cannot be measured as asked.
+            LightningMIError: If the strategy shards the model.
+            ArgumentError: If the schedule never fires, or two measurements have one name.
         """
         monitors = [c for c in trainer.callbacks if isinstance(c, MeasurementMonitor)]  # type: ignore[attr-defined]
         sharded = class_names(trainer.strategy) & SHARDED
@@ -211,9 +212,10 @@ class MeasurementMonitor(Callback):
             trainer: The Trainer.
             pl_module: The user's model.
         """
+        session = self._shared
         self._last_step = trainer.global_step
         self._fired_time = time.monotonic()
-        self._shared.begin_clock(trainer)
+        session.begin_clock(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete folder and loggers.
@@ -440,7 +442,7 @@ class MeasurementMonitor(Callback):
             so_far = time.perf_counter() - began
             session.emit([*records, session.overhead(records, so_far)])
             if self.report:
-                session.write_report()
+                session.refresh_report()
         self._cost = time.perf_counter() - began
         session.spent(self._cost)
 
@@ -453,9 +455,7 @@ class MeasurementMonitor(Callback):
                 stacklevel=3,
             )
 
-    def _measure(
-        self, trainer: Trainer, model: LightningModule, session: Session
-    ) -> list[Record]:
+    def _measure(self, trainer: Trainer, model: LightningModule, session: Session) -> list[Record]:
         context = session.context(trainer, model, self.batch, self.task, self.dataset(trainer))
         inside = trainer.precision_plugin.forward_context if self.precision == "trainer" else None
         with quiet():
@@ -516,7 +516,7 @@ def is_last(trainer: Trainer) -> bool:
     """
     steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
     epochs = trainer.max_epochs not in (None, -1) and (
-        trainer.current_epoch + 1 >= trainer.max_epochs  # type: ignore[operator]
+        trainer.current_epoch + 1 >= trainer.max_epochs
     )
     return bool(steps or epochs or trainer.should_stop)
 

@@ -123,7 +123,7 @@ def agreements(latest: Mapping[str, Record]) -> Iterator[str]:
         panel, facts = record.panel, record.panel.convention
         yield (
             f"  {name.replace('_', ' ')}: rank correlation {panel.item():+.2f} with the attention "
-            f"of {facts['head']} over {facts['n']} positions (by chance up to ±{facts['floor']:.2f})"
+            f"of {facts['head']} over {facts['n']} positions (by chance to ±{facts['floor']:.2f})"
         )
 
 
@@ -131,7 +131,9 @@ def trust(run: Run, check: Mapping[str, object]) -> Iterator[str]:
     """Say what was checked."""
     mark = "[green]pass[/green]" if check["status"] == "pass" else "[red]FAIL[/red]"
     yield f"  {mark}  live equals swept: {check['result']}, {check['compared']}"
-    gaps = [r.panel.values.abs().max() for r in run.records("integrated_gradients/gap", source="live")]
+    gaps = [
+        r.panel.values.abs().max() for r in run.records("integrated_gradients/gap", source="live")
+    ]
     yield f"        largest completeness gap of integrated gradients: {float(max(gaps)):.1%}"
     shares = run.records("monitor/overhead")
     yield f"        share of training time spent on measuring: {shares[-1].panel.item():.1%}"

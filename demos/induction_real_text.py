@@ -34,7 +34,7 @@ from lightning_mi.callbacks import (
 from lightning_mi.report import write_report
 
 PASSAGE, SHOWN = 20, 12
-"""Prompts are a passage of 20 tokens and its first 12 again; the last of these is to be foretold."""
+"""Prompts are a passage of 20 tokens and its first 12 again; the last is to be foretold."""
 
 
 def prompts(data: RealText, count: int = 8) -> torch.Tensor:
@@ -87,7 +87,9 @@ def train(data: RealText, steps: int, folder: Path) -> tuple[pl.Trainer, Run]:
         val_check_interval=max(steps // 8, 1),
         callbacks=[*watching, checkpoints],
         logger=[
-            WandbLogger(project="lightning_mi", name=data.text.title, save_dir=folder, offline=True),
+            WandbLogger(
+                project="lightning_mi", name=data.text.title, save_dir=folder, offline=True
+            ),
             CSVLogger(folder, name="csv", version=""),
         ],
         default_root_dir=folder,
@@ -99,7 +101,9 @@ def train(data: RealText, steps: int, folder: Path) -> tuple[pl.Trainer, Run]:
     path = watching[0].run_path
     if path is None:
         raise SystemExit("The run folder was not written.")
-    return trainer, Run.open(path)
+    run = Run.open(path)
+    run.update_info(title="induction_real_text", text=data.summary())
+    return trainer, run
 
 
 def verify(run: Run, data: RealText, trainer: pl.Trainer, folder: Path) -> dict[str, object]:

@@ -14,7 +14,10 @@ from lightning_mi import NextToken
 
 CALLBACKS = [
     {"class_path": "lightning_mi.callbacks.HeadMonitor", "init_args": {"every_n_train_steps": 7}},
-    {"class_path": "lightning_mi.callbacks.SaliencyMonitor", "init_args": {"kind": "signed", "target": 3}},
+    {
+        "class_path": "lightning_mi.callbacks.SaliencyMonitor",
+        "init_args": {"kind": "signed", "target": 3},
+    },
     {
         "class_path": "lightning_mi.callbacks.IntegratedGradientsMonitor",
         "init_args": {

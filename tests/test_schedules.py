@@ -35,8 +35,11 @@ def fire(folder: Any, schedule: dict[str, Any], *, model: Any = None, **options:
         ({"every_n_train_steps": 2, "at_start": False}, {"max_steps": 4}, [2, 4]),
         ({"every_n_train_steps": 2}, {"max_steps": 4, "accumulate_grad_batches": 4}, [0, 2, 4]),
         # Epochs of 6 batches, shorter than the accumulation: every epoch ends with a step.
-        ({"every_n_train_steps": 1}, {"max_epochs": 2, "max_steps": -1,
-                                      "accumulate_grad_batches": 8}, [0, 1, 2]),
+        (
+            {"every_n_train_steps": 1},
+            {"max_epochs": 2, "max_steps": -1, "accumulate_grad_batches": 8},
+            [0, 1, 2],
+        ),
         ({"at_steps": "log"}, {"max_steps": 9}, [0, 1, 2, 4, 8, 9]),
         ({"at_steps": "log", "every_n_train_steps": 3}, {"max_steps": 9}, [0, 1, 2, 3, 6, 9]),
         ({"at_steps": [0, 3]}, {"max_steps": 5}, [0, 3]),
@@ -172,8 +175,8 @@ def test_sharded_strategy_is_refused(tmp_path: Any) -> None:
         """Only its name matters: Lightning's own needs a GPU."""
 
     class Sharded:
-        strategy = FSDPStrategy()
-        callbacks: list[Any] = []
+        def __init__(self) -> None:
+            self.strategy, self.callbacks = FSDPStrategy(), []
 
     monitor = MeasurementMonitor(measurements=[Norm()])
     with pytest.raises(LightningMIError, match="got FSDPStrategy"):
