@@ -164,9 +164,13 @@ def test_writing_goes_on_after_a_torn_line(run: Run, how: str) -> None:
     with (run.path / "records.jsonl").open("a") as file:
         file.write('{"name": "m/value", "step": 2, "va')
     again = Run.create(run.path) if how == "create" else Run.open(run.path)
-    again.write(record(2, 0.25))
-    with pytest.warns(UserWarning, match="unfinished"):
-        assert values(again) == {1: 0.5, 2: 0.25}
+    again.write(record(2, 0.25, made_by={"n": 2}))
+    with pytest.warns(UserWarning, match="skipped 1 unfinished"):
+        found = again.records()
+    assert [(r.step, r.panel.item(), r.made_by) for r in found] == [
+        (1, 0.5, {}),
+        (2, 0.25, {"n": 2}),
+    ]
 
 
 def test_a_line_whose_array_is_missing_is_skipped(run: Run) -> None:
