@@ -22,6 +22,8 @@ from lightning_mi import (
     Context,
     IndexedData,
     Logit,
+    LogProbability,
+    Measurement,
     ModelError,
     NextToken,
     Record,
@@ -914,9 +916,9 @@ def test_influence_function_reads_what_the_function_returns() -> None:
 
 
 def test_the_cost_is_known_beforehand() -> None:
-    assert TracIn(candidates=100, queries=2, top=5).cost() == 100 + 2 + 20 + 4
-    assert TracIn(candidates=[1, 2], top=5).cost() == 2 + 1 + 4 + 4
-    assert TracIn().cost(1000) == 1000 + 1 + 20 + 4
+    assert TracIn(candidates=100, queries=2, top=5).cost() == 100 + 2 + 20 + 16
+    assert TracIn(candidates=[1, 2], top=5).cost() == 2 + 1 + 4 + 16
+    assert TracIn().cost(1000) == 1000 + 1 + 20 + 16
 
 
 # ------------------------------------------------------------------ batches and bad input
@@ -1013,3 +1015,54 @@ def test_a_frozen_model_is_refused() -> None:
 def test_something_that_is_no_task_is_refused() -> None:
     with pytest.raises(ArgumentError, match=r"task: .*torch_influence.*got a int"):
         Objective(3)
+
+
+# ------------------------------------------------------------------ elsewhere
+
+
+def test_measurements_from_yaml() -> None:
+    jsonargparse = pytest.importorskip("jsonargparse")
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--measurements", type=list[Measurement])
+    query = {"class_path": "lightning_mi.LogProbability", "init_args": {"token": 3}}
+    chosen = {"candidates": [1, 2], "query": query}
+    solver = {"class_path": "lightning_mi.influence.CG", "init_args": {"rtol": 0.1}}
+    options = [
+        {"class_path": "lightning_mi.influence.TracIn", "init_args": chosen},
+        {"class_path": "lightning_mi.influence.InfluenceFunction", "init_args": {"solver": solver}},
+    ]
+    found = parser.instantiate(parser.parse_object({"measurements": options}))
+    first, second = found.measurements
+    assert first == TracIn(candidates=[1, 2], query=LogProbability(3))
+    assert second == InfluenceFunction(solver=CG(rtol=0.1))
+
+
+@pytest.mark.parametrize("directions", [1, 3])
+def test_half_precision_is_summed_in_single(directions: int) -> None:
+    model, data = Language(width=8).eval(), TensorDataset(torch.randint(0, 11, (6, 9)))
+    low = copy.deepcopy(model).bfloat16()
+    exact = copy.deepcopy(low).double()
+    asked = TensorDataset(*data[:directions])
+    found = tracin(low, Objective(NextToken()), data, asked).values
+    expected = tracin(exact, Objective(NextToken()), data, asked).values
+    assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+def test_inside_autocast_as_in_training() -> None:
+    model, data = Language(width=8).eval(), TensorDataset(torch.randint(0, 11, (6, 9)))
+    context = Context(model, data[:1], NextToken(), dataset=IndexedData(data))
+    expected = measure(model, TracIn(), context=context)[0].panel.values
+    lower = measure(
+        model, TracIn(), context=context, inside=lambda: torch.autocast("cpu", torch.bfloat16)
+    )
+    found = lower[0].panel.values
+    assert not torch.equal(found, expected)
+    assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+def test_within_inference_mode() -> None:
+    model, data = multilayer()
+    plain = tracin(model, Objective(Classification()), data, data)
+    with torch.inference_mode():
+        inside = tracin(model, Objective(Classification()), data, data)
+    assert torch.equal(plain.values, inside.values)

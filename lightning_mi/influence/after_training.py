@@ -9,12 +9,13 @@ from torch import nn
 
 from ..measurement import Context, IndexedData
 from ..record import Reading
-from ..target import TargetLike
+from ..target import TargetLike, TargetOption
 from .data import Candidates, as_indexed
 from .objective import Objective
 from .products import CurvatureKind
 from .scores import Job
 from .shown import shown_panels
+from .solvers import Solver
 from .trajectory import check_count, query_rows
 
 __all__ = ["InfluenceFunction"]
@@ -47,12 +48,12 @@ class InfluenceFunction:
     """
 
     name: str = "influence_function"
-    solver: Any = "cg"
+    solver: str | Solver = "cg"
     curvature: CurvatureKind = "gauss-newton"
     damping: float = 0.01
     candidates: Candidates = None
     queries: int = 1
-    query: TargetLike = None
+    query: TargetOption | TargetLike = None
     regularizer: Any = None
     sample: int | None = None
     top: int = 5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,10 @@ from ..errors import ArgumentError
 from ..measurement import IndexedData
 from .point import Point
 
-__all__ = ["as_indexed", "chosen", "chunks", "chunk_size", "row"]
+__all__ = ["as_indexed", "chosen", "chunks", "chunk_size", "passes", "row"]
+
+KEPT = 2**24
+"""Numbers in inputs that are kept between passes rather than fetched again."""
 
 Candidates = None | int | Sequence[int]
 """Which training examples are scored: all, so many drawn at random, or these indices."""
@@ -122,6 +125,27 @@ def chunks(
         raise ArgumentError.of("batch_size", expected="1 or more", got=step, do="Or leave it out.")
     for start in range(0, len(indices), step):
         yield moved(data.batch(indices[start : start + step]), point.device, point.dtype)
+
+
+def passes(
+    data: IndexedData, indices: Sequence[int], size: int | None, point: Point
+) -> Callable[[], Iterable[Any]]:
+    """Return a function that gives the batches of `chunks` anew each time it is called.
+
+    Args:
+        data: The examples.
+        indices: Which of them.
+        size: Examples in a batch.
+        point: Where the model is.
+
+    Returns:
+        The function. Data of up to `KEPT` numbers is fetched once and kept.
+    """
+    numbers = main_input(data.batch([0])).numel() * len(indices)
+    if numbers > KEPT:
+        return lambda: chunks(data, indices, size, point)
+    kept = list(chunks(data, indices, size, point))
+    return lambda: kept
 
 
 def row(batch: Any, index: int) -> Any:

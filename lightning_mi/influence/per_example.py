@@ -142,16 +142,20 @@ class GradientDots:
         return total
 
     def _contract(self, use: Use, layout: Layout, gradient: Tensor, examples: int) -> Tensor:
-        if use.matrix is not None and len(self._by_name) > 1:
+        if use.matrix is not None:
             return self._multiply(use.matrix, layout, gradient, examples)
-        columns = [layout.split(gradient * use.push(d), examples).sum(1) for d in self._by_name]
-        return torch.stack(columns, 1)
+        g = layout.split(gradient, examples)
+        pushed = (use.push(d).expand_as(gradient) for d in self._by_name)
+        return torch.cat([_dot(layout.split(p, examples), g) for p in pushed], 1)
 
     def _multiply(self, matrix: Matrix, layout: Layout, gradient: Tensor, examples: int) -> Tensor:
         """Return the products with the gradients of a layer's weight and bias."""
         x, g = layout.rows(matrix.x, examples), layout.rows(gradient, examples)
         weights = torch.stack([matrix.weight(d) for d in self._by_name])  # [direction, out, in]
-        if x.shape[1] == 1:
+        if len(weights) == 1:  # Through the narrower side, which saves the larger product.
+            wide_out = g.shape[-1] > x.shape[-1]
+            found = _dot(g @ weights[0], x) if wide_out else _dot(x @ weights[0].T, g)
+        elif x.shape[1] == 1:
             pushed = (x[:, 0] @ weights.flatten(0, 1).T).view(examples, *weights.shape[:2])
             found = torch.einsum("edo,eo->ed", pushed, g[:, 0])
         else:
@@ -256,6 +260,13 @@ def mean_gradient(
             each = point.call(partial(losses, batch=batch))
             total += point.flat(point.gradient(each.sum()))
     return total * weight
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return Σ a · b of each example as ``[example, 1]``, without a tensor of the products."""
+    if a.element_size() < 4 or b.element_size() < 4:  # Long sums in half precision lose too much.
+        a, b = a.float(), b.float()
+    return (a.flatten(1)[:, None] @ b.flatten(1)[:, :, None])[:, 0]
 
 
 def _gradients(loss: Tensor, uses: list[Use], **options: Any) -> list[Tensor | None]:

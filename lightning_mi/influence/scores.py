@@ -15,7 +15,7 @@ from ..errors import ArgumentError
 from ..isolation import untouched
 from ..measurement import IndexedData
 from ..target import Loss, Target, TargetLike
-from .data import as_indexed, chosen, chunks
+from .data import as_indexed, chosen, chunks, passes
 from .objective import Objective, as_objective
 from .per_example import gradient_dots, mean_gradient
 from .point import Point, wide
@@ -165,7 +165,8 @@ class Job:
         point = Point(model, self.dtype)
         sample = chosen(self.sample, len(self.train), self.seed)
         own = regularizer_gradient(point, self.objective)
-        mean = mean_gradient(point, self.losses, self._chunks(point, sample), 1 / len(sample))
+        batches = passes(self.train, sample, self.batch_size, point)
+        mean = mean_gradient(point, self.losses, batches(), 1 / len(sample))
         gradients = query_gradients(
             point, self.objective, self.objective.query(self.query), singles(self.queries, point)
         )
@@ -173,7 +174,7 @@ class Job:
             Curvature(
                 point,
                 self.objective,
-                lambda: self._chunks(point, sample),
+                batches,
                 len(sample),
                 kind=self.curvature,
                 damping=self.damping,
