@@ -47,8 +47,12 @@ TargetLike: TypeAlias = Target | Callable[[Tensor, Any], Tensor] | Tensor | int 
 """What is accepted wherever a target is: see `as_target`."""
 
 
+class _Kind:
+    """Base of the kinds. Parsers of YAML keep subclasses apart only where not all are dataclasses."""
+
+
 @dataclass(frozen=True)
-class Logit:
+class Logit(_Kind):
     """The logit of one token or class.
 
     Args:
@@ -155,7 +159,7 @@ class LogitDifference(Logit):
 
 
 @dataclass(frozen=True)
-class Loss:
+class Loss(_Kind):
     """The task's own loss of each example."""
 
     task: Task | None = field(default=None, repr=False, compare=False)

@@ -23,6 +23,8 @@ from lightning_mi import (
     IndexedData,
     Logit,
     LogProbability,
+    Loss,
+    Margin,
     Measurement,
     ModelError,
     NextToken,
@@ -1020,12 +1022,14 @@ def test_something_that_is_no_task_is_refused() -> None:
 # ------------------------------------------------------------------ elsewhere
 
 
-def test_measurements_from_yaml() -> None:
+@pytest.mark.parametrize("query", [LogProbability(3), Margin(3), Logit(3), Loss()])
+def test_measurements_from_yaml(query: Any) -> None:
     jsonargparse = pytest.importorskip("jsonargparse")
     parser = jsonargparse.ArgumentParser()
     parser.add_argument("--measurements", type=list[Measurement])
-    query = {"class_path": "lightning_mi.LogProbability", "init_args": {"token": 3}}
-    chosen = {"candidates": [1, 2], "query": query}
+    arguments = {} if isinstance(query, Loss) else {"token": 3}
+    named = {"class_path": f"lightning_mi.{type(query).__name__}", "init_args": arguments}
+    chosen = {"candidates": [1, 2], "query": named}
     solver = {"class_path": "lightning_mi.influence.CG", "init_args": {"rtol": 0.1}}
     options = [
         {"class_path": "lightning_mi.influence.TracIn", "init_args": chosen},
@@ -1033,7 +1037,7 @@ def test_measurements_from_yaml() -> None:
     ]
     found = parser.instantiate(parser.parse_object({"measurements": options}))
     first, second = found.measurements
-    assert first == TracIn(candidates=[1, 2], query=LogProbability(3))
+    assert first == TracIn(candidates=[1, 2], query=query)
     assert second == InfluenceFunction(solver=CG(rtol=0.1))
 
 
