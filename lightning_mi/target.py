@@ -48,7 +48,7 @@ TargetLike: TypeAlias = Target | Callable[[Tensor, Any], Tensor] | Tensor | int 
 
 
 class _Kind:
-    """Base of the kinds. Parsers of YAML keep subclasses apart only where not all are dataclasses."""
+    """Base of the kinds: parsers of YAML keep subclasses apart only if not all are dataclasses."""
 
 
 @dataclass(frozen=True)
