@@ -91,7 +91,7 @@ class Session:
         """Return a folder that holds no other run, unless this one continues it."""
         folder, version = self.folder, 0
         continued = self.restored.get("run")
-        while _is_used(folder) and str(folder) != continued:
+        while _is_used(folder) and not _is_same(folder, continued):
             version += 1
             folder = self.folder.with_name(f"{self.folder.name}-v{version}")
         return folder
@@ -100,9 +100,11 @@ class Session:
         """Bring the records of the interrupted run along, where it lies in another folder."""
         step = int(self.restored.get("step") or 0)  # the Trainer does not know it yet
         before = self.restored.get("run")
-        if before is None or self.run is None or Path(before) == self.run.path:
+        if before is None or self.run is None:
             return
-        if _is_used(Path(before)):
+        if _is_same(self.run.path, before):
+            self.run.resume(step)
+        elif _is_used(Path(before)):
             old = Run(before)
             self.run.write_all(r for r in old.records() if r.step <= step)
             if (batch := old.batch()) is not None:
@@ -118,14 +120,22 @@ class Session:
         if self._finished or self.run is None:
             return
         self._finished = True
-        live = self.run.records(source="live")
-        self.run.write_all(tracin_sum(live))
-        self.run.update_info(state=state, summary=onsets(live))
+        try:
+            self._conclude(state)
+        except OSError as error:
+            self._warn("run folder", error)
         if report:
             self.write_report()
         if state == "finished":
             for sink in self.sinks:
                 sink.finish(self.run, self.run.info.get("summary", {}))
+
+    def _conclude(self, state: str) -> None:
+        """Write what follows from all records together."""
+        if self.run is not None:
+            live = self.run.records(source="live")
+            self.run.write_all(tracin_sum(live))
+            self.run.update_info(state=state, summary=onsets(live))
 
     def write_report(self) -> None:
         """Write the HTML report; a fault in it never stops training."""
@@ -235,7 +245,7 @@ class Session:
             "samples": self.samples,
             "tokens": self.tokens,
             "learning_rates": rates,
-            "run": str(self.run.path if self.run is not None else self.folder),
+            "run": str((self.run.path if self.run is not None else self.folder).resolve()),
         }
 
     # ---------------------------------------------------------------- measuring
@@ -517,6 +527,10 @@ def check_writable(folder: Path) -> None:
 def _is_used(folder: Path) -> bool:
     records = folder / "records.jsonl"
     return records.exists() and records.stat().st_size > 0
+
+
+def _is_same(folder: Path, other: str | None) -> bool:
+    return other is not None and folder.resolve() == Path(other).resolve()
 
 
 def _builtin(batch: Any) -> Any:

@@ -100,6 +100,7 @@ class MeasurementMonitor(Callback):
         self.dirpath, self.report, self.precision = dirpath, report, precision
         self.skipped = self.failed = 0
         self._session: Session | None = None
+        self._begun = False
         self._last_step = 0
         self._fired_at: int | None = None
         self._fired_time = 0.0
@@ -213,6 +214,7 @@ class MeasurementMonitor(Callback):
             pl_module: The user's model.
         """
         session = self._shared
+        self._begun = False
         self._last_step = trainer.global_step
         self._fired_time = time.monotonic()
         session.begin_clock(trainer)
@@ -305,21 +307,20 @@ class MeasurementMonitor(Callback):
             batch_idx: Its index in the epoch.
         """
         session = self._shared
-        if trainer.global_step == 0 and self._fired_at is None:
+        if not self._begun:
+            self._begun = True
             session.take_batch(batch)
             self.before_first_step(trainer, batch)
-            if self.schedule.start:
+            if self.schedule.start and trainer.global_step == 0:
                 self.fire(trainer, pl_module)
-        elif session.batch is None:
-            session.take_batch(batch)
         session.count(trainer, batch, batch_idx)
 
     def before_first_step(self, trainer: Trainer, batch: Any) -> None:
-        """Adapt to the training data; a place for subclasses.
+        """Adapt to the training data, also when training resumes; a place for subclasses.
 
         Args:
             trainer: The Trainer.
-            batch: The first training batch.
+            batch: The first training batch of this fit.
         """
 
     def on_before_optimizer_step(

@@ -10,7 +10,6 @@ from pathlib import Path
 from _text import RealText
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
 from lightning_mi import Record, Run
@@ -52,20 +51,19 @@ def print_summary(
     ):
         console.print(f"\n[bold]{title}[/bold]")
         for line in lines:
-            console.print(line, highlight=False, soft_wrap=isinstance(line, str))
+            console.print(line, highlight=False, soft_wrap=True)
     console.print(f"\nDone in {seconds / 60:.1f} minutes.", highlight=False)
 
 
-def heads(run: Run) -> Iterator[Table]:
+def heads(run: Run) -> Iterator[str]:
     """Name the heads, when each formed, and from what to what."""
-    table = Table("head", "role", "what happened", "tokens seen", box=None, pad_edge=False)
     for score, role in ROLES.items():
         found = head_onsets(run, score)
         formed = [h for h in found if h.onset.state in ("formed", "forming")]
         for head in formed or found[:1]:
-            tokens = "" if head.onset.tokens is None else f"{head.onset.tokens / 1e6:.1f} M"
-            table.add_row(head.label, role, head.onset.describe(), tokens)
-    yield table
+            tokens = head.onset.tokens
+            seen = "" if tokens is None else f", after {tokens / 1e6:.1f} M tokens"
+            yield f"  {head.label}  {role:14}  {head.onset.describe()}{seen}"
 
 
 def inputs(latest: Mapping[str, Record]) -> Iterator[str]:

@@ -128,7 +128,7 @@ def main() -> None:
     """Train, verify, and say what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", type=Path, help="any text file, instead of the King James Bible")
-    parser.add_argument("--steps", type=int, default=1600, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps")
     parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="where results go")
     options = parser.parse_args()
     os.environ.setdefault("WANDB_SILENT", "true")

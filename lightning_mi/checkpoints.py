@@ -168,6 +168,8 @@ def sweep(
     Raises:
         ArgumentError: If checkpoints, weights or measurements do not fit.
     """
+    from .influence import tracin_sum  # here, because the import of the package must stay light
+
     paths = find_checkpoints(checkpoints)
     chosen = as_list(measurements)
     check_names(chosen)
@@ -196,6 +198,7 @@ def sweep(
         )
         records = measure(copied, chosen, context=context, source="sweep", weights=weights)
         target.write_all([*records, *agreement(records)])
+    target.write_all(tracin_sum(target.records("influence/scores", source="sweep")))
     return target
 
 

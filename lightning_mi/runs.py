@@ -122,6 +122,17 @@ class Run:
             lines.append(self._line(record))
         self._append(lines)
 
+    def resume(self, step: int) -> None:
+        """Say that training goes on from an earlier step.
+
+        Nothing is deleted, but on reading live records of later steps count only if they are
+        written after this: they belong to weights that no longer exist.
+
+        Args:
+            step: Optimizer steps taken in the checkpoint.
+        """
+        self._append([json.dumps({"resumed_at": step})])
+
     def _append(self, lines: list[str]) -> None:
         if not lines:
             return
@@ -202,6 +213,8 @@ class Run:
         for entry in self._entries():
             if "recipe" in entry:
                 recipes[entry["recipe"]] = entry["made_by"]
+            if "resumed_at" in entry:  # What came after that step was trained away.
+                found = {k: v for k, v in found.items() if _stands(k, entry["resumed_at"])}
             if "name" not in entry:  # Nor is it a record where a later version wrote it.
                 continue
             wanted = name is None or entry["name"] == name or entry["name"].startswith(f"{name}/")
@@ -341,6 +354,10 @@ class Run:
                 f"batch: expected tensors and built-in types in {os.fspath(path)!r}, got python "
                 "objects, which are not loaded from a file. Pass batch=… yourself."
             ) from error
+
+
+def _stands(key: tuple[str, int, str], step: int) -> bool:
+    return key[2] != "live" or key[1] <= step
 
 
 def _replace(path: Path, write: Any) -> None:

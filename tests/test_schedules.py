@@ -12,7 +12,9 @@ from cases import Failing, Norm, language_model, loaders, trainer
 from torch.utils.data import DataLoader
 
 from lightning_mi import LightningMIError, Run
+from lightning_mi.attribution import IntegratedGradients, Saliency
 from lightning_mi.callbacks import MeasurementMonitor, ScheduledCheckpoint
+from lightning_mi.circuits import HeadScores
 from lightning_mi.schedule import Schedule
 
 
@@ -119,6 +121,18 @@ def test_resumed_run_has_each_step_once(same_folder: bool, tmp_path: Any) -> Non
     assert [r.samples for r in records] == [8 * r.step for r in records]
 
 
+def test_steps_that_were_trained_away_do_not_count(tmp_path: Any) -> None:
+    def run(every: int, steps: int, checkpoint: Any = None) -> None:
+        monitor = MeasurementMonitor(measurements=[Norm()], every_n_train_steps=every)
+        saver = ScheduledCheckpoint(tmp_path / "saved", every_n_train_steps=4)
+        fitted = trainer(callbacks=[monitor, saver], default_root_dir=tmp_path, max_steps=steps)
+        fitted.fit(language_model(), *loaders(), ckpt_path=checkpoint)
+
+    run(2, 7)
+    run(3, 9, tmp_path / "saved" / "step=4.ckpt")
+    assert steps_of(tmp_path) == [0, 2, 4, 6, 9]
+
+
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
 def test_later_failure_is_a_warning_first_one_an_error(tmp_path: Any) -> None:
     def run(after: int) -> None:
@@ -192,6 +206,20 @@ def test_scheduled_checkpoint_leaves_the_default_one(tmp_path: Any) -> None:
     assert [p.name for p in saver.paths] == [f"step={n}.ckpt" for n in (0, 1, 2, 4, 6)]
     assert len(fitted.checkpoint_callbacks) == 1
     assert list(tmp_path.rglob("epoch=*.ckpt"))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+@pytest.mark.parametrize("measured", ["full", "trainer"])
+def test_precisions(precision: str, measured: Any, tmp_path: Any) -> None:
+    measurements = [HeadScores(), Saliency(), IntegratedGradients()]
+    monitor = MeasurementMonitor(measurements=measurements, precision=measured)
+    options = {"precision": precision, "max_steps": 2}
+    fitted = trainer(callbacks=[monitor], default_root_dir=tmp_path, **options)
+    fitted.fit(language_model(), *loaders())
+    records = Run.open(tmp_path).records()
+    assert {r.step for r in records} == {0, 2}
+    scores = [r for r in records if r.name == "head_scores/induction"]
+    assert all(bool(r.panel.values.isfinite().all()) for r in scores)
 
 
 def test_crossing_is_not_modulo() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..attention import Site
+from ..attention.site import grouped_product, widened
 from ..behaviors import matches
 
 __all__ = ["Entries", "Means", "Reach"]
@@ -159,12 +160,12 @@ class Reach:
         rows, size = entries.row, len(entries.names) * entries.examples
         place = rows * entries.positions + entries.query
         queries, inverse = torch.unique(place, return_inverse=True)
-        zero = torch.zeros(len(queries), reached.shape[1], device=reached.device)
+        zero = reached.new_zeros(len(queries), reached.shape[1], dtype=torch.float32)
         hit = zero.index_add(0, inverse, reached.float()) > 0
         row_of_query = queries // entries.positions
-        empty = torch.zeros(size, reached.shape[1], device=reached.device)
+        empty = reached.new_zeros(size, reached.shape[1], dtype=torch.float32)
         count = empty.index_add(0, row_of_query, hit.float())
-        null = empty.index_add(0, rows, reached / keys) / count
+        null = empty.index_add(0, rows, reached.float() / keys) / count
         missed = (~hit).amax(1) if hit.numel() else hit.new_zeros(0)
         excluded = torch.zeros(len(entries.names), dtype=torch.long, device=reached.device)
         excluded.index_add_(0, row_of_query // entries.examples, missed.long())
@@ -221,20 +222,21 @@ class Means:
         return site.pattern()[e.example, :, e.query, e.key]
 
     def _from_logits(self, site: Site) -> Tensor:
-        e, rows = self.entries, site.normalizers
-        found: Tensor | None = None
+        e = self.entries
+        found = widened(site.q.new_zeros(())).new_zeros(len(e), site.heads)
         for examples, queries, inside in self._plan(site):
-            logits = site.logits(examples, queries)
-            example, query = e.example[inside] - examples.start, e.query[inside] - queries.start
-            if rows is None:
-                normalizer = logits.logsumexp(-1)[example, :, query]
+            example, query, key = e.example[inside], e.query[inside], e.key[inside]
+            here = (example - examples.start, slice(None), query - queries.start)
+            if site.normalizers is None:
+                logits = site.logits(examples, queries)
+                values = logits[(*here, key)] - logits.logsumexp(-1)[here]
             else:
-                normalizer = rows[e.example[inside], :, e.query[inside]]
-            values = (logits[example, :, query, e.key[inside]] - normalizer).exp()
-            if found is None:
-                found = values.new_empty(len(e), values.shape[1])
-            found[inside] = values
-        return site.q.new_zeros(len(e), site.heads) if found is None else found
+                # Masked entries have no weight, so what is not masked needs no mask.
+                products = grouped_product(site.q[examples, :, queries], site.k[examples].mT)
+                values = products[(*here, key)] * site.scale + site.bias(example, query, key)
+                values -= site.normalizers[example, :, query]
+            found[inside] = values.exp_()
+        return found
 
     def _plan(self, site: Site) -> list[tuple[slice, slice, Tensor]]:
         """Return blocks of examples and queries, with the entries inside each."""
