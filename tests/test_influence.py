@@ -457,6 +457,16 @@ def test_a_shuffled_loader_changes_nothing() -> None:
     assert shuffled.indices == tuple(range(10))
 
 
+def test_loaders_of_other_kinds_are_read_by_index() -> None:
+    model, data = multilayer()
+    batches = torch.utils.data.BatchSampler(range(3), 2, drop_last=True)
+    expected = tracin(model, Objective(Classification()), data, data).values
+    for options in ({"batch_sampler": batches}, {"batch_size": None}):
+        loader: Any = DataLoader(data, **options)  # type: ignore[arg-type]
+        found = tracin(model, Objective(Classification()), loader, data).values
+        assert torch.equal(found, expected)
+
+
 def test_one_example_is_enough() -> None:
     model, data = multilayer()
     single = TensorDataset(*data[:1])

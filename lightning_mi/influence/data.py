@@ -38,7 +38,8 @@ def as_indexed(data: Any, argument: str) -> IndexedData:
         ArgumentError: If there is no dataset, it has no indices, or it is empty.
     """
     if isinstance(data, DataLoader):
-        data = IndexedData(data.dataset, data.collate_fn)
+        # Without batches of its own a loader's collate_fn is made for single examples.
+        data = IndexedData(data.dataset, data.collate_fn if data.batch_sampler else None)
     found = data if isinstance(data, IndexedData) else None
     dataset = data if found is None else found.dataset
     if dataset is None or isinstance(dataset, IterableDataset):
