@@ -39,7 +39,8 @@ def as_indexed(data: Any, argument: str) -> IndexedData:
     """
     if isinstance(data, DataLoader):
         # Without batches of its own a loader's collate_fn is made for single examples.
-        data = IndexedData(data.dataset, data.collate_fn if data.batch_sampler else None)
+        single = data.batch_sampler is None
+        data = IndexedData(data.dataset, None if single else data.collate_fn)
     found = data if isinstance(data, IndexedData) else None
     dataset = data if found is None else found.dataset
     if dataset is None or isinstance(dataset, IterableDataset):
