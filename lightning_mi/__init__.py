@@ -7,6 +7,9 @@ during training (``lightning_mi.callbacks``), over saved checkpoints (`sweep`) a
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
+
 from .checkpoints import sweep
 from .errors import (
     ArgumentError,
@@ -84,3 +87,23 @@ __all__ = [
     "RunError",
     "TapError",
 ]
+
+_ROOMS = frozenset(
+    {
+        "attention",
+        "attribution",
+        "behaviors",
+        "callbacks",
+        "circuits",
+        "influence",
+        "report",
+        "sinks",
+    }
+)
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a subpackage when it is first asked for: ``lightning_mi.circuits.head_scores``."""
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
