@@ -137,7 +137,8 @@ class InfluenceMonitor(MeasurementMonitor):
         size = batch_size(batch)
         every = self.schedule.every_n_train_steps or DEFAULT_STEPS
         if self._sampled:
-            chosen = affordable(tracin, every * size * SHARE / PASS, 0 if data is None else len(data))
+            budget = every * size * SHARE / PASS
+            chosen = affordable(tracin, budget, 0 if data is None else len(data))
             tracin = dataclasses.replace(tracin, candidates=chosen)
             self.measurements = (tracin, *self.measurements[1:])
         share = tracin.cost() * PASS / (every * size)

@@ -88,18 +88,7 @@ __all__ = [
     "TapError",
 ]
 
-_ROOMS = frozenset(
-    {
-        "attention",
-        "attribution",
-        "behaviors",
-        "callbacks",
-        "circuits",
-        "influence",
-        "report",
-        "sinks",
-    }
-)
+_ROOMS = ("attention", "attribution", "behaviors", "callbacks", "circuits", "influence", "report")
 
 
 def __getattr__(name: str) -> ModuleType:

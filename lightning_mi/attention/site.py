@@ -122,6 +122,23 @@ class Site:
             return None
         return mask.expand(*mask.shape[:2], self.q.shape[2], self.k.shape[2])
 
+    def bias(self, example: Tensor, query: Tensor, key: Tensor) -> Tensor | float:
+        """Return what an additive mask adds to single logits.
+
+        Args:
+            example: Long ``[entry]``.
+            query: Query positions ``[entry]``.
+            key: Key positions ``[entry]``.
+
+        Returns:
+            Shape ``[entry, 1 or head]``; 0 without an additive mask.
+        """
+        mask = self._mask(slice(None), slice(None))
+        if mask is None or mask.dtype == torch.bool:
+            return 0.0
+        mask = mask.expand(*mask.shape[:2], self.q.shape[2], self.k.shape[2])
+        return mask[example if len(mask) > 1 else torch.zeros_like(example), :, query, key]
+
     def _mask(self, examples: slice, queries: slice) -> Tensor | None:
         if self.mask is None:
             return None
