@@ -59,7 +59,13 @@ def test_callbacks_from_yaml(package: str, tmp_path: Any) -> None:
     settings = {"trainer": {"callbacks": CALLBACKS, "accelerator": "cpu", "logger": False}}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
-    built = cli(Model, args=["--config", str(path)], run=False, save_config_callback=None)
+    built = cli(
+        Model,
+        args=["--config", str(path)],
+        run=False,
+        save_config_callback=None,
+        seed_everything_default=0,
+    )
     ours = {type(c).__name__: c for c in built.trainer.callbacks}
     assert ours["HeadMonitor"].schedule.every_n_train_steps == 7
     assert ours["SaliencyMonitor"].measurements[0].kind == "signed"

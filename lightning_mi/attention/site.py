@@ -160,9 +160,11 @@ def grouped_product(left: Tensor, right: Tensor) -> Tensor:
     left, right = widened(left), widened(right)
     batch, heads, rows, inner = left.shape
     groups = right.shape[1]
-    if groups == heads:
-        return left @ right
-    product = left.reshape(batch, groups, heads // groups * rows, inner) @ right
+    # Inside a Trainer's autocast the product would come out in half precision again.
+    with torch.autocast(left.device.type, enabled=False):
+        if groups == heads:
+            return left @ right
+        product = left.reshape(batch, groups, heads // groups * rows, inner) @ right
     return product.reshape(batch, heads, rows, right.shape[-1])
 
 
