@@ -58,6 +58,7 @@ class Session:
         self._counted: tuple[int, int] | None = None
         self._rates: dict[int, list[Any]] = {}
         self._context: tuple[tuple[int, int], Context] | None = None
+        self._tasks: dict[int, Task] = {}
         self._moment: dict[str, Record] = {}
         self._written: set[str] = set()
         self._finished = False
@@ -278,6 +279,7 @@ class Session:
             context = self._context[1]
             context.dataset = context.dataset or dataset
             return context
+        known = self._inferred(batch) if task is None else task
         home = next(model.parameters(), torch.empty(0))
         if batch is not None:
             self.keep_batch(batch)
@@ -286,7 +288,7 @@ class Session:
         context = Context(
             model,
             batch,
-            task,
+            known,
             step=step,
             epoch=trainer.current_epoch,
             samples=self.samples if step else 0,
@@ -297,6 +299,14 @@ class Session:
         )
         self._context = (key, context) if task is None else None
         return context
+
+    def _inferred(self, batch: Any) -> Task | None:
+        """Return what an earlier firing found out about a batch: it took a forward pass."""
+        if self._context is not None:
+            (_, name), context = self._context
+            if context.known_task is not None:
+                self._tasks[name] = context.known_task
+        return self._tasks.get(id(batch))
 
     def emit(self, records: Sequence[Record]) -> None:
         """Write the records of a firing, and what follows from all records of this step.
@@ -363,6 +373,7 @@ class Session:
     def forget(self) -> None:
         """Drop everything that refers to the model or its tensors."""
         self._context = None
+        self._tasks.clear()
         self._moment.clear()
         self._rates.clear()
         self.sinks = []

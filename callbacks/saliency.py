@@ -46,7 +46,7 @@ class SaliencyMonitor(MeasurementMonitor):
         *,
         target: TargetOption = None,
         kind: Literal["absolute", "signed"] = "absolute",
-        examples: int | None = None,
+        examples: int | None = 4,
         batch: Any = None,
         task: Task | None = None,
         tokenizer: Any = None,

@@ -204,6 +204,11 @@ class Context:
         return self._task
 
     @property
+    def known_task(self) -> Task | None:
+        """The task if it was given or has been inferred already; None before."""
+        return self._task
+
+    @property
     def device(self) -> torch.device:
         """Device of the model's first parameter."""
         return next((p.device for p in self._model.parameters()), torch.device("cpu"))
