@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ..schedule import Schedule
 from ._base import Callback, LightningModule, Trainer
+from ._facts import is_last
 
 __all__ = ["ScheduledCheckpoint"]
 
@@ -112,8 +113,6 @@ class ScheduledCheckpoint(Callback):
             trainer: The Trainer.
             pl_module: The user's model.
         """
-        from .monitor import is_last
-
         if self.schedule.end and is_last(trainer):
             self.save(trainer)
 

@@ -18,7 +18,7 @@ from ..schedule import DEFAULT_STEPS
 from ..target import TargetOption
 from ..task import Task
 from ._base import LightningModule, Trainer
-from ._session import training_data
+from ._facts import training_data
 from .monitor import MeasurementMonitor
 
 __all__ = ["InfluenceMonitor"]

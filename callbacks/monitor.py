@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 
-from ..batch import main_input
 from ..errors import ArgumentError, LightningMIError
 from ..measurement import IndexedData, Measurement, check_names, measure
 from ..progress import quiet
@@ -19,7 +18,8 @@ from ..record import Record
 from ..schedule import Schedule
 from ..task import Task
 from ._base import Callback, LightningModule, Trainer, class_names
-from ._session import Session, averages_weights, check_writable, piecewise, training_data
+from ._facts import averages_weights, check_writable, is_last, piecewise, training_data
+from ._session import Session
 
 __all__ = ["MeasurementMonitor"]
 
@@ -313,7 +313,7 @@ class MeasurementMonitor(Callback):
             self.before_first_step(trainer, batch)
             if self.schedule.start and trainer.global_step == 0:
                 self.fire(trainer, pl_module)
-        session.count(trainer, batch, batch_idx)
+        session.progress.count(trainer, batch, batch_idx)
 
     def before_first_step(self, trainer: Trainer, batch: Any) -> None:
         """Adapt to the training data, also when training resumes; a place for subclasses.
@@ -333,7 +333,7 @@ class MeasurementMonitor(Callback):
             pl_module: The user's model.
             optimizer: The optimizer that is about to step.
         """
-        self._shared.take_rates(optimizer)
+        self._shared.progress.take_rates(optimizer)
 
     def on_train_batch_end(
         self,
@@ -445,7 +445,7 @@ class MeasurementMonitor(Callback):
             if self.report:
                 session.refresh_report()
         self._cost = time.perf_counter() - began
-        session.spent(self._cost)
+        session.progress.spent(self._cost)
 
     def _excuse(self, step: int, error: Exception) -> None:
         self.failed += 1
@@ -480,7 +480,7 @@ class MeasurementMonitor(Callback):
         allowed = self.schedule.max_overhead
         if allowed is None or self._fired_at is None:
             return False
-        return session.share(self._cost) > allowed
+        return session.progress.share(self._cost) > allowed
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -504,32 +504,3 @@ class MeasurementMonitor(Callback):
         self._restored = state_dict
         self._fired_at = state_dict.get("fired_at")
         self.skipped = int(state_dict.get("skipped") or 0)
-
-
-def is_last(trainer: Trainer) -> bool:
-    """Say, at the end of an epoch, whether training ends here.
-
-    Args:
-        trainer: The Trainer.
-
-    Returns:
-        Whether no further epoch will start.
-    """
-    steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
-    epochs = trainer.max_epochs not in (None, -1) and (
-        trainer.current_epoch + 1 >= trainer.max_epochs
-    )
-    return bool(steps or epochs or trainer.should_stop)
-
-
-def is_token_batch(batch: Any) -> bool:
-    """Say whether a batch holds token ids.
-
-    Args:
-        batch: Any batch.
-
-    Returns:
-        Whether its main input is a two-dimensional tensor of integers.
-    """
-    inputs = main_input(batch)
-    return not inputs.is_floating_point() and inputs.ndim == 2

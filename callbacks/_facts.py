@@ -1,0 +1,198 @@
+"""What a monitor asks a Trainer and a model about themselves."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import __version__
+from ..emergence import head_onsets
+from ..errors import RunError
+from ..measurement import IndexedData
+from ..record import Record
+from ._base import Trainer, class_names
+
+__all__ = [
+    "averages_weights",
+    "check_writable",
+    "facts",
+    "is_last",
+    "onsets",
+    "piecewise",
+    "planned_steps",
+    "training_data",
+]
+
+
+def facts(trainer: Trainer, model: nn.Module) -> dict[str, Any]:
+    """Return what the report says about a run as a whole.
+
+    Args:
+        trainer: The Trainer.
+        model: The user's model.
+
+    Returns:
+        Plain JSON.
+    """
+    datamodule = getattr(trainer, "datamodule", None)
+    return {
+        "name": _name(trainer, model),
+        "model": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "text": str(getattr(datamodule, "description", "")),
+        "seed": os.environ.get("PL_GLOBAL_SEED"),
+        "versions": {
+            "lightning_mi": __version__,
+            "torch": torch.__version__,
+            "lightning": _version(type(trainer)),
+        },
+        "made": time.strftime("%Y-%m-%d %H:%M"),
+        "state": "running",
+    }
+
+
+def onsets(records: Sequence[Record]) -> dict[str, int]:
+    """Return the step at which the first head of each role formed, for the loggers' summary.
+
+    Args:
+        records: Records of one run and one source.
+
+    Returns:
+        ``induction_onset`` and ``prev_token_onset``, each only where one may be claimed.
+    """
+    found = {}
+    for score, key in (("induction", "induction"), ("previous_token", "prev_token")):
+        steps = [h.onset.step for h in head_onsets(records, score) if h.onset.step is not None]
+        if steps:
+            found[f"{key}_onset"] = min(steps)
+    return found
+
+
+def planned_steps(trainer: Trainer) -> int | None:
+    """Return how many optimizer steps training will take, or None where that is open.
+
+    ``trainer.estimated_stepping_batches`` would set the loaders up a second time.
+
+    Args:
+        trainer: A Trainer whose loaders are set up.
+
+    Returns:
+        The smaller of what ``max_steps`` and ``max_epochs`` allow.
+    """
+    limits = [trainer.max_steps] if trainer.max_steps != -1 else []
+    batches = trainer.num_training_batches
+    if trainer.max_epochs not in (None, -1) and math.isfinite(batches):
+        steps = math.ceil(batches / trainer.accumulate_grad_batches)
+        limits.append(steps * int(trainer.max_epochs or 0))
+    return min(limits) if limits else None
+
+
+def piecewise(tokenizer: Any) -> Callable[[Sequence[int]], list[str]] | None:
+    """Return a function from token ids to one piece of text each.
+
+    Args:
+        tokenizer: Anything with ``decode(list of ids) -> str``, a function like that, or None.
+
+    Returns:
+        The function, or None.
+    """
+    decode = getattr(tokenizer, "decode", tokenizer)
+    if not callable(decode):
+        return None
+    known: dict[int, str] = {}
+
+    def pieces(ids: Sequence[int]) -> list[str]:
+        for i in ids:
+            if i not in known:
+                known[i] = str(decode([i]))
+        return [known[i] for i in ids]
+
+    return pieces
+
+
+def training_data(trainer: Trainer) -> IndexedData | None:
+    """Return the training examples by index, without touching the loader's iterator.
+
+    Args:
+        trainer: A Trainer whose loaders are set up.
+
+    Returns:
+        The examples of the first training loader, or None if there is none.
+    """
+    loader: Any = trainer.train_dataloader
+    while isinstance(loader, Mapping | list | tuple) and len(loader):
+        loader = next(iter(loader.values())) if isinstance(loader, Mapping) else loader[0]
+    dataset = getattr(loader, "dataset", None)
+    if dataset is None:
+        return None
+    return IndexedData(dataset, getattr(loader, "collate_fn", None))
+
+
+def averages_weights(trainer: Trainer) -> bool:
+    """Say whether a callback averages weights.
+
+    Args:
+        trainer: The Trainer.
+
+    Returns:
+        Whether, at the very end of training, the model may hold averaged weights.
+    """
+    names = {"WeightAveraging", "StochasticWeightAveraging"}
+    return any(names & class_names(c) for c in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written, before training starts.
+
+    Args:
+        folder: The run folder to be.
+
+    Raises:
+        RunError: If it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(
+            f"dirpath: expected a folder that can be written, got {str(folder)!r} "
+            f"({error.strerror or error}). Choose another with dirpath=… or the Trainer's "
+            "default_root_dir."
+        ) from error
+
+
+def is_last(trainer: Trainer) -> bool:
+    """Say, at the end of an epoch, whether training ends here.
+
+    Args:
+        trainer: The Trainer.
+
+    Returns:
+        Whether no further epoch will start.
+    """
+    steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    epochs = trainer.max_epochs not in (None, -1) and (
+        trainer.current_epoch + 1 >= trainer.max_epochs
+    )
+    return bool(steps or epochs or trainer.should_stop)
+
+
+def _name(trainer: Trainer, model: nn.Module) -> str:
+    names = (getattr(logger, "name", None) for logger in trainer.loggers)
+    return next((str(n) for n in names if n), type(model).__name__)
+
+
+def _version(cls: type) -> str:
+    """Return the version of the package that a class comes from."""
+    package = sys.modules[cls.__module__.split(".")[0]]
+    return f"{package.__name__} {getattr(package, '__version__', '')}"
