@@ -13,7 +13,7 @@ from .texts import places, raw_rows, rows_of_texts, title, visible
 __all__ = ["draw_strips", "floor_of_strip", "is_signed", "row_shares"]
 
 EXAMPLES, TOKENS = 4, 256
-"""So many are drawn; the run folder has all."""
+"""Up to so many examples, and tokens in all of them, are drawn; the run folder has all."""
 
 WIDTH, LINE, TOP = 880, 24, 20
 
@@ -32,7 +32,8 @@ def draw_strips(records: Sequence[Record], scale: float) -> Pixels:
     for record in records:
         texts, sign = rows_of_texts(record.panel), is_signed(record.panel)
         names = places(record.panel, record.panel.axes[-1:])
-        for i, values in enumerate(row_shares(record.panel)[:EXAMPLES]):
+        few = max(1, min(EXAMPLES, TOKENS // max(record.panel.values.shape[-1], 1)))
+        for i, values in enumerate(row_shares(record.panel)[:few]):
             pieces = texts[i] if texts is not None else [""] * len(values)
             target = _target(record.panel, i, len(values))
             words = f"{title(record)} · {names[i]}"
