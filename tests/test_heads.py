@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from oracle import FixedOffset, Oracle
+from test_attention import EAGER_ONLY, build
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -178,20 +181,38 @@ def test_induction_head_passes_both_nulls_and_the_random_period() -> None:
     assert found["induction_random_period"][1, 0] > 0.99
 
 
-def twin(pattern: Tensor, tokens: list[int], real: list[bool], causal: bool) -> dict[str, float]:
+def twin(pattern: Tensor, reach: Tensor, tokens: list[int], real: list[bool]) -> dict[str, float]:
     """Return the five scores of one head in one sequence, by their definitions."""
     own: dict[str, list[float]] = {name: [] for name in SCORES}
     places = [t for t, r in enumerate(real) if r]
+
+    def add(name: str, t: int, targets: list[int]) -> None:
+        if any(bool(reach[t, s]) for s in targets):
+            own[name].append(sum(float(pattern[t, s]) for s in targets))
+
     for t in places:
         earlier = [p for p in places if p < t and tokens[p] == tokens[t]]
-        if earlier:
-            own["induction"].append(sum(float(pattern[t, p + 1]) for p in earlier))
-            own["duplicate_token"].append(sum(float(pattern[t, p]) for p in earlier))
+        add("induction", t, [p + 1 for p in earlier])
+        add("duplicate_token", t, earlier)
         if t >= places[0] + 2:
-            own["previous_token"].append(float(pattern[t, t - 1]))
-            own["current_token"].append(float(pattern[t, t]))
-            own["first_position"].append(float(pattern[t, places[0]]))
+            add("previous_token", t, [t - 1])
+            add("current_token", t, [t])
+            add("first_position", t, [places[0]])
     return {n: sum(v) / len(v) if v else math.nan for n, v in own.items()}
+
+
+def compare_with_twin(model: nn.Module, tokens: Tensor, mask: Tensor, heads: list[int]) -> None:
+    with torch.no_grad(), tap(model, check="all") as seen:
+        mi.NextToken().outputs(model, {"input_ids": tokens, "attention_mask": mask})
+    found = scores(model, tokens, attention_mask=mask, reduce=None)
+    for layer, site in enumerate(seen.sites):
+        pattern, reach = site.pattern(), site.reachable()
+        reach = torch.ones_like(pattern) if reach is None else reach.expand_as(pattern)
+        for b, h in enumerate(heads):
+            slow = twin(pattern[b, h], reach[b, h], tokens[b].tolist(), mask[b].bool().tolist())
+            for name, value in slow.items():
+                own = float(found[name][b, layer, h])
+                assert own == pytest.approx(value, abs=2e-6, nan_ok=True), name
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -207,16 +228,7 @@ def test_slow_twin(implementation: str, kind: str) -> None:
         mask[0, :5] = 0
         mask[1, :1] = 0
         tokens[mask == 0] = 0
-    batch = mi.NextToken()
-    with torch.no_grad(), tap(model, check="all") as seen:
-        batch.outputs(model, {"input_ids": tokens, "attention_mask": mask})
-    found = scores(model, tokens, attention_mask=mask, reduce=None)
-    for layer, site in enumerate(seen.sites):
-        pattern = site.pattern()
-        for b, h in [(0, 0), (1, 5), (2, 13)]:
-            slow = twin(pattern[b, h], tokens[b].tolist(), mask[b].bool().tolist(), True)
-            for name, value in slow.items():
-                assert float(found[name][b, layer, h]) == pytest.approx(value, abs=2e-6), name
+    compare_with_twin(model, tokens, mask, [0, 5, 13])
 
 
 def test_mean_is_over_sequences() -> None:
@@ -257,6 +269,19 @@ def test_fast_way_equals_the_differentiable_one(make: Any, implementation: str) 
     assert slow["induction"].requires_grad
     for name in fast:
         assert torch.allclose(slow[name].detach(), fast[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["falcon", "falcon alibi", "bloom", "mpt", "gpt-oss", "gemma2", "gemma3", "gpt-neo", "opt"],
+)
+@pytest.mark.parametrize("padded", [False, True])
+def test_fast_way_equals_the_pattern_whatever_the_mask(name: str, padded: bool) -> None:
+    implementation = "eager" if name in EAGER_ONLY else "sdpa"
+    model, tokens = build(name, implementation), RepeatedTokens(61, length=6, seed=3).tokens()
+    mask = torch.ones_like(tokens)
+    mask[:2, : 3 * padded] = 0
+    compare_with_twin(model, tokens, mask, [1, 3, 0, 2])
 
 
 def test_scores_do_not_depend_on_how_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -607,6 +632,24 @@ def test_prompt_keeps_as_many_heads_as_asked() -> None:
     best = induction.flatten().topk(3).indices.sort().values.tolist()
     assert attention.coords["head"] == [f"L{i // 4}H{i % 4}" for i in best]
     assert torch.allclose(attention.values.sum(1), torch.ones(3))
+
+
+def test_special_tokens_of_a_configuration_are_not_drawn() -> None:
+    model = gpt2(bos_token_id=7, eos_token_id=9)
+    records = {r.what: r.panel for r in mi.measure(model, HeadScores())}
+    convention = records["induction"].convention
+    assert convention["special"] == [7, 9]
+    assert convention["length"] == 29
+
+
+def test_nothing_keeps_the_model_alive() -> None:
+    model = gpt2(attn_implementation="eager")
+    gone = weakref.ref(model)
+    mi.measure(model, [HeadScores(), PromptAttention()], batch=torch.randint(0, 61, (2, 12)))
+    head_scores(model, RepeatedTokens(61, length=4).tokens())
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 # Losses.

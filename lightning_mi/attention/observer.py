@@ -257,6 +257,8 @@ def _flash(
     """Call the kernel that torch would choose, and keep the row log-sum-exp that it computes."""
     if torch.is_grad_enabled() or q.device.type != "cpu" or q.ndim != 4:
         return None, None
+    if torch.is_autocast_enabled("cpu"):  # which the kernel itself does not heed
+        return None, None
     chosen = torch._fused_sdp_choice(q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=grouped)
     if chosen != FLASH:
         return None, None

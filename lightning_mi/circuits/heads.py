@@ -6,6 +6,7 @@ Prefix matching and the repeated-random-token protocol are those of Olsson et al
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -18,10 +19,11 @@ from ..attention import tap
 from ..batch import attention_mask_of, main_input
 from ..behaviors import RepeatedTokens
 from ..errors import ArgumentError
+from ..inferring import infer_task
 from ..isolation import untouched
 from ..measurement import Context
 from ..record import Panel, scalar
-from ..task import IGNORED, NextToken, Task, infer_task
+from ..task import IGNORED, NextToken, Task
 from .entries import SCORES, Entries
 from .losses import copy_losses, icl_score, icl_slope
 from .survey import survey
@@ -121,8 +123,9 @@ class HeadScores:
 
     Args:
         name: First part of the records' names.
-        tokens: The protocol, shortened to what the model takes; None scores the measured batch's
-            own tokens, without what only repeated tokens have.
+        tokens: The protocol, shortened to what the model takes and without the special tokens that
+            its configuration names; None scores the measured batch's own tokens, without what
+            only repeated tokens have.
 
     Example:
         >>> HeadScores().tokens.positions
@@ -197,7 +200,9 @@ def _given(model: nn.Module, context: Context) -> Scored:
 def _repeated(model: nn.Module, context: Context, tokens: RepeatedTokens) -> Scored:
     task = _task(model, context)
     seen = survey(model, task)
-    protocol = tokens.fitted(seen.vocabulary_size, _room(context, seen.context_length))
+    special = tuple(sorted({*tokens.special, *seen.special}))
+    protocol = dataclasses.replace(tokens, special=special)
+    protocol = protocol.fitted(seen.vocabulary_size, _room(context, seen.context_length))
     ids = protocol.tokens().to(context.device)
     main = head_table(model, task, ids)
     control = _control(model, task, protocol, ids, len(main.modules) - 1)
@@ -211,6 +216,7 @@ def _repeated(model: nn.Module, context: Context, tokens: RepeatedTokens) -> Sco
         "sequences": protocol.sequences,
         "seed": protocol.seed,
         "bos": protocol.bos,
+        "special": protocol.special,
         "vocabulary_size": protocol.vocabulary_size,
     }
     return Scored(main, control, protocol, losses, convention)

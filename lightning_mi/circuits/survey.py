@@ -16,6 +16,8 @@ from ..task import NextToken, Task
 
 __all__ = ["Survey", "run_tokens", "survey"]
 
+SPECIAL_NAMES = ("bos_token_id", "eos_token_id", "pad_token_id")
+
 CONTEXT_NAMES = (
     "max_position_embeddings",
     "n_positions",
@@ -35,11 +37,13 @@ class Survey:
         vocabulary_size: Number of token ids.
         context_length: Longest sequence, None where it cannot be seen.
         sites: Number of attentions in a forward pass.
+        special: Ids of special tokens that a configuration of the model names.
     """
 
     vocabulary_size: int
     context_length: int | None
     sites: int
+    special: tuple[int, ...] = ()
 
 
 def survey(model: nn.Module, task: Task) -> Survey:
@@ -73,7 +77,7 @@ def survey(model: nn.Module, task: Task) -> Survey:
             f"return logits [example, position, token], got outputs {tuple(outputs.shape)}. "
             "Pass tokens=RepeatedTokens(vocabulary_size=…)."
         )
-    return Survey(size, _context_length(model, tables, ids), seen.count)
+    return Survey(size, _context_length(model, tables, ids), seen.count, _special(model, size))
 
 
 def run_tokens(model: nn.Module, task: Task, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -132,3 +136,13 @@ def _context_length(
         values = (getattr(config, name, None) for name in CONTEXT_NAMES)
         found += [v for v in values if isinstance(v, int) and v > 0]
     return min(found) if found else None
+
+
+def _special(model: nn.Module, size: int) -> tuple[int, ...]:
+    found: set[int] = set()
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        for value in (getattr(config, name, None) for name in SPECIAL_NAMES):
+            ids = value if isinstance(value, list | tuple) else [value]
+            found |= {i for i in ids if isinstance(i, int) and 0 <= i < size}
+    return tuple(sorted(found))
