@@ -19,6 +19,7 @@ from .errors import (
     RunError,
     TapError,
 )
+from .inferring import infer_task
 from .isolation import untouched
 from .measurement import Behavior, Context, IndexedData, Measurement, measure
 from .nodes import MLP, Embedding, Head, Logits, Neuron, Reader, parse
@@ -36,7 +37,7 @@ from .target import (
     Target,
     as_target,
 )
-from .task import Classification, NextToken, Regression, Task, infer_task
+from .task import Classification, NextToken, Regression, Task
 
 __version__ = "0.1.0.dev0"
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from .batch import cloned, fingerprint, main_input, tree_map
 from .errors import ArgumentError
+from .inferring import infer_task
 from .isolation import untouched
 from .record import Reading, Record, plain
 from .target import Target, TargetLike, as_target
-from .task import Task, infer_task
+from .task import Task
 
 __all__ = ["Behavior", "Context", "IndexedData", "Measurement", "describe", "measure"]
 

@@ -20,7 +20,8 @@ from lightning_mi import (
     Task,
     infer_task,
 )
-from lightning_mi.task import IGNORED, run_model
+from lightning_mi.calling import run_model
+from lightning_mi.task import IGNORED
 
 V, T = 11, 6
 IDS = torch.randint(0, V, (3, T), generator=torch.Generator().manual_seed(2))

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from ..batch import cloned
 from ..errors import ArgumentError, ModelError
+from ..inferring import infer_task
 from ..isolation import frozen, untouched
 from ..measurement import describe
 from ..target import TargetLike, as_target
-from ..task import Task, infer_task
+from ..task import Task
 from .entry import Entry, enter
 from .question import Question, ask
 

@@ -1,0 +1,97 @@
+"""Calling a network as its own ``forward`` wants to be called: `run_model`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .batch import LABEL_KEYS, input_key, main_input
+from .errors import ModelError
+
+__all__ = ["networks", "run_model"]
+
+
+def run_model(network: nn.Module, batch: Any) -> Tensor:
+    """Call a network as its own ``forward`` wants to be called, and return its output tensor.
+
+    Labels are never passed, caches are switched off, and position ids are built for left-padded
+    batches where the network takes them (their absence shifts every position without an error).
+
+    Args:
+        network: Any module.
+        batch: Any batch.
+
+    Returns:
+        The logits of an output object, else its first floating-point tensor.
+
+    Raises:
+        ModelError: If the output holds no tensor.
+    """
+    names = _parameters(network)
+    options: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
+    if names == {"batch"}:
+        return _tensor(network(batch))
+    if isinstance(batch, Mapping):
+        taken = {k: v for k, v in batch.items() if k in names and k not in LABEL_KEYS}
+        if taken:
+            return _tensor(network(**_with_positions(taken, names), **options))
+        wants_whole = len(names) == 1 and input_key(batch) is None
+        return _tensor(network(batch if wants_whole else main_input(batch), **options))
+    if isinstance(batch, Sequence) and len(batch) > 2:
+        return _tensor(network(*batch[:-1], **options))
+    return _tensor(network(main_input(batch), **options))
+
+
+def _parameters(network: nn.Module) -> set[str]:
+    try:
+        found = inspect.signature(network.forward).parameters
+    except (TypeError, ValueError):
+        return set()
+    if all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in found.values()):
+        # forward(self, **inputs) hands everything on, to the only network there is.
+        inner = networks(network)
+        return _parameters(network.get_submodule(inner[0])) if len(inner) == 1 else set(found)
+    return set(found)
+
+
+def _with_positions(taken: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    mask = taken.get("attention_mask")
+    if "position_ids" not in names or "position_ids" in taken or not isinstance(mask, Tensor):
+        return taken
+    if mask.ndim != 2 or bool(mask[:, 0].all()):
+        return taken
+    return {**taken, "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
+
+
+def _tensor(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    found = getattr(output, "logits", None)
+    if isinstance(found, Tensor):
+        return found
+    entries = list(output.values()) if isinstance(output, Mapping) else output
+    if isinstance(output, Mapping) and "logits" in output:
+        entries = [output["logits"], *entries]
+    if isinstance(entries, Sequence):
+        for entry in entries:
+            if isinstance(entry, Tensor) and entry.is_floating_point():
+                return entry
+    raise ModelError(
+        f"model: expected an output that is or holds a tensor, got {type(output).__name__}. "
+        "Pass a Task whose outputs(model, batch) returns the tensor."
+    )
+
+
+def networks(model: nn.Module) -> list[str]:
+    """Return the names of the children that have parameters.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Names, in order of definition.
+    """
+    return [n for n, m in model.named_children() if any(True for _ in m.parameters())]
