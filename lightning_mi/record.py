@@ -225,6 +225,10 @@ class Record:
         return dataclasses.replace(self, **changes)
 
 
+PLAIN = frozenset({str, int, float, bool, type(None)})
+"""Types that JSON has."""
+
+
 def plain(value: Any, argument: str = "convention") -> Any:
     """Return ``value`` as plain JSON types: dict, list, str, int, float, bool, None.
 
@@ -242,7 +246,11 @@ def plain(value: Any, argument: str = "convention") -> Any:
         >>> plain({"n": np.int64(3), "w": (1, 2)})
         {'n': 3, 'w': [1, 2]}
     """
-    if value is None or isinstance(value, str | bool | int | float):
+    if type(value) in PLAIN:
+        return value
+    if type(value) in (list, tuple) and PLAIN.issuperset(map(type, value)):
+        return list(value)  # Labels of tokens, by the thousand: not one by one.
+    if isinstance(value, str | bool | int | float):
         return _builtin(value)
     if isinstance(value, Tensor | np.ndarray | np.generic):
         return value.tolist()
@@ -291,7 +299,7 @@ def _has_shape(labels: Any, sizes: tuple[int, ...]) -> bool:
         return True
     if isinstance(labels, str) or not isinstance(labels, Sequence) or len(labels) != sizes[0]:
         return False
-    return all(_has_shape(entry, sizes[1:]) for entry in labels)
+    return len(sizes) == 1 or all(_has_shape(entry, sizes[1:]) for entry in labels)
 
 
 def number_to_json(value: float) -> float | str:
