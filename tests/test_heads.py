@@ -634,6 +634,17 @@ def test_prompt_keeps_as_many_heads_as_asked() -> None:
     assert torch.allclose(attention.values.sum(1), torch.ones(3))
 
 
+def test_losses_of_a_model_that_sees_the_future_are_undefined() -> None:
+    batch = torch.randint(0, 50, (2, 12))
+    records = {r.what: r.panel for r in mi.measure(Mixed(), HeadScores(), batch=batch)}
+    for name in ("copy_gain", "loss_first_copy", "icl_score"):
+        assert math.isnan(records[name].item())
+        assert records[name].convention["reason"] == (
+            "attention sees the tokens that would be predicted"
+        )
+    assert records["induction"].values[1].isfinite().all()
+
+
 def test_special_tokens_of_a_configuration_are_not_drawn() -> None:
     model = gpt2(bos_token_id=7, eos_token_id=9)
     records = {r.what: r.panel for r in mi.measure(model, HeadScores())}

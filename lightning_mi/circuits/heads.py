@@ -6,41 +6,25 @@ Prefix matching and the repeated-random-token protocol are those of Olsson et al
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..attention import tap
-from ..batch import attention_mask_of, main_input
 from ..behaviors import RepeatedTokens
 from ..errors import ArgumentError
-from ..inferring import infer_task
 from ..isolation import untouched
 from ..measurement import Context
-from ..record import Panel, scalar
-from ..task import IGNORED, NextToken, Task
-from .entries import SCORES, Entries
-from .losses import copy_losses, icl_score, icl_slope
+from ..record import Panel
+from ..task import Task
+from .entries import Entries
+from .panels import control_panels, copy_panels, icl_panels, score_panels
+from .scored import scored
 from .survey import survey
-from .table import HeadTable, check_tokens, head_table
+from .table import check_tokens, head_table
 
-__all__ = ["HeadScores", "head_scores", "scored"]
-
-MATCHED = ("induction", "duplicate_token")
-"""Scores that depend on what the tokens are, hence have a matched null."""
-
-WHAT = {
-    "induction": "mean over queries t of sum of A[t, p + 1] over p < t with the token of t",
-    "previous_token": "mean over t >= 2 of A[t, t - 1]",
-    "duplicate_token": "mean over queries t of sum of A[t, p] over p < t with the token of t",
-    "current_token": "mean over t >= 2 of A[t, t]",
-    "first_position": "mean over t >= 2 of A[t, 0]: a sink, not a circuit",
-}
+__all__ = ["HeadScores", "head_scores"]
 
 
 def head_scores(
@@ -146,222 +130,9 @@ class HeadScores:
             Names to panels.
         """
         found = scored(model, context, self.tokens)
-        panels = _score_panels(found.main, found.convention)
+        panels = score_panels(found.main, found.convention)
         if found.control is not None:
-            panels |= _control_panels(found.control, found.convention)
+            panels |= control_panels(found.control, found.convention)
         if found.protocol is not None:
-            panels |= _copy_panels(found)
-        return panels | _icl_panels(model, context, found)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Head tables of one firing, shared by all measurements that need them."""
-
-    main: HeadTable
-    control: HeadTable | None
-    protocol: RepeatedTokens | None
-    losses: Tensor | None
-    convention: dict[str, Any]
-
-
-def scored(model: nn.Module, context: Context, tokens: RepeatedTokens | None) -> Scored:
-    """Return the head tables of a firing, computed once.
-
-    Args:
-        model: The user's model.
-        context: Batch, task and memo.
-        tokens: The protocol, or None for the batch's own tokens.
-
-    Returns:
-        The tables.
-    """
-    key: Hashable = ("circuits.heads", tokens)
-
-    def compute() -> Scored:
-        with torch.no_grad():
-            if tokens is None:
-                return _given(model, context)
-            return _repeated(model, context, tokens)
-
-    return context.shared(key, compute)
-
-
-def _given(model: nn.Module, context: Context) -> Scored:
-    _require_ids(model, context)
-    ids, mask = context.task.inputs(context.batch), attention_mask_of(context.batch)
-    mask = None if mask is None else mask[:, : ids.shape[1]]
-    last = survey(model, context.task).sites - 1
-    table = head_table(model, context.task, ids, mask, stop_after=last)
-    convention = {"protocol": "given tokens", "sequences": len(ids), "positions": ids.shape[1]}
-    return Scored(table, None, None, None, convention)
-
-
-def _repeated(model: nn.Module, context: Context, tokens: RepeatedTokens) -> Scored:
-    task = _task(model, context)
-    seen = survey(model, task)
-    special = tuple(sorted({*tokens.special, *seen.special}))
-    protocol = dataclasses.replace(tokens, special=special)
-    protocol = protocol.fitted(seen.vocabulary_size, _room(context, seen.context_length))
-    ids = protocol.tokens().to(context.device)
-    main = head_table(model, task, ids)
-    control = _control(model, task, protocol, ids, len(main.modules) - 1)
-    losses = None
-    if isinstance(task, NextToken) and main.outputs is not None and main.outputs.ndim == 3:
-        losses = NextToken().token_losses(main.outputs.float(), ids)
-    convention = {
-        "protocol": "repeated random tokens",
-        "length": protocol.length,
-        "repeats": protocol.repeats,
-        "sequences": protocol.sequences,
-        "seed": protocol.seed,
-        "bos": protocol.bos,
-        "special": protocol.special,
-        "vocabulary_size": protocol.vocabulary_size,
-    }
-    return Scored(main, control, protocol, losses, convention)
-
-
-def _control(
-    model: nn.Module, task: Task, protocol: RepeatedTokens, ids: Tensor, last: int
-) -> HeadTable:
-    """Score the matched control and the random periods in one pass that ends at the last site."""
-    matched = protocol.matched().to(ids.device)
-    varied = protocol.random_period().to(ids.device)
-    tokens = torch.cat([matched, varied])
-    same = Entries.of(ids)
-    own = Entries.of(varied).triples("induction")
-    names = (*(f"{name}_matched_null" for name in MATCHED), "induction_random_period")
-    lists = [*(same.triples(name) for name in MATCHED), own + own.new_tensor([len(matched), 0, 0])]
-    entries = Entries.join(names, lists, tokens)
-    return head_table(model, task, tokens, entries=entries, stop_after=last)
-
-
-def _task(model: nn.Module, context: Context) -> Task:
-    if context.has_batch:
-        _require_ids(model, context)
-        return context.task
-    try:
-        return context.task
-    except ArgumentError:  # neither task nor batch: two tokens show how the model is called
-        return infer_task(model, torch.ones(1, 2, dtype=torch.long, device=context.device))
-
-
-def _require_ids(model: nn.Module, context: Context) -> None:
-    inputs = main_input(context.batch)
-    if inputs.ndim == 2 and not inputs.is_floating_point():
-        return
-    with tap(model, keep=False):  # A model without attention is told so first.
-        context.task.outputs(model, context.batch)
-    raise ArgumentError.of(
-        "batch",
-        expected="token ids [example, position], the input of a language model",
-        got=f"inputs {tuple(inputs.shape)} of {str(inputs.dtype)[6:]}",
-        do="Head scores are defined by repeated tokens; use lightning_mi.attention.tap to look at "
-        "the attention of other models.",
-    )
-
-
-def _room(context: Context, seen: int | None) -> int | None:
-    """Return the longest sequence that a model is known to take."""
-    if seen is not None or not context.has_batch:
-        return seen
-    return context.task.inputs(context.batch).shape[1]
-
-
-def _score_panels(table: HeadTable, convention: dict[str, Any]) -> dict[str, Panel]:
-    panels: dict[str, Panel] = {}
-    for name in SCORES:
-        about = {**convention, "what": WHAT[name], "excluded_queries": table.excluded[name]}
-        about |= {"null": "uniform over the real mask", "corrected": "(value - null) / (1 - null)"}
-        about |= _offset(name, convention)
-        null = table.nulls[name].nanmean(0)
-        values, quiet = table.scores[name], {**about, "display": {}}
-        panels[name] = _panel(values.nanmean(0), {**about, "display": _display(name)}, table)
-        panels[f"{name}_null"] = _panel(null, quiet, table)
-        panels[f"{name}_stderr"] = _panel(_standard_error(values), quiet, table)
-    return panels
-
-
-def _control_panels(table: HeadTable, convention: dict[str, Any]) -> dict[str, Panel]:
-    panels = {}
-    for name, values in table.scores.items():
-        what = (
-            "induction score where each sequence has a period of its own"
-            if name == "induction_random_period"
-            else "the same entries, all blocks but the last replaced by fresh tokens"
-        )
-        about = {**convention, "what": what, "display": {}}
-        panels[name] = _panel(values.nanmean(0), about, table)
-    return panels
-
-
-def _copy_panels(found: Scored) -> dict[str, Panel]:
-    protocol, about = found.protocol, {**found.convention, "tokens": "r_2 … r_L of each copy"}
-    if protocol is None or found.losses is None:
-        reason = "the model's outputs are no next-token logits [example, position, token]"
-        return _undefined(("loss_first_copy", "loss_second_copy", "copy_gain"), reason)
-    first, second = copy_losses(found.losses, protocol)
-    return {
-        "loss_first_copy": scalar(first, "nats", **about, display={}),
-        "loss_second_copy": scalar(second, "nats", **about, display={}),
-        "copy_gain": scalar(
-            first - second,
-            "nats",
-            **about,
-            sign="loss in the first copy minus loss in later ones; positive: the model copies",
-            display={"headline": "copy_gain"},
-        ),
-    }
-
-
-def _icl_panels(model: nn.Module, context: Context, found: Scored) -> dict[str, Panel]:
-    losses, known, where = found.losses, None, "repeated random tokens"
-    if context.has_batch and isinstance(context.task, NextToken):
-        with torch.no_grad():
-            outputs = context.outputs(model)
-            if outputs.ndim == 3:
-                losses = context.task.token_losses(outputs.float(), context.batch)
-                known, where = context.task.labels(context.batch) != IGNORED, "the measured batch"
-    elif losses is not None:
-        losses = losses[:, :-1]
-    if losses is None:
-        return _undefined(("icl_score", "icl_slope"), "there are no next-token losses")
-    score, (early, late) = icl_score(losses, known)
-    about: dict[str, Any] = {"tokens": where, "index": "loss of predicting the token at that index"}
-    about |= {"early": early, "late": late, "sign": "late minus early; negative: context helps"}
-    shown = {"headline": "icl_score"}
-    return {
-        "icl_score": scalar(score, "nats", **about, display=shown),
-        "icl_slope": scalar(icl_slope(losses, known), "nats", tokens=where, display={}),
-    }
-
-
-def _undefined(names: tuple[str, ...], reason: str) -> dict[str, Panel]:
-    return {name: scalar(math.nan, "nats", reason=reason, display={}) for name in names}
-
-
-def _panel(values: Tensor, convention: dict[str, Any], table: HeadTable) -> Panel:
-    coords = {"layer": range(values.shape[0]), "head": range(values.shape[1])}
-    return Panel(values, ("layer", "head"), coords, "1", {**convention, "modules": table.modules})
-
-
-def _offset(name: str, convention: dict[str, Any]) -> dict[str, Any]:
-    length = convention.get("length")
-    fixed = {"previous_token": 1, "current_token": 0}
-    if length is not None:
-        fixed |= {"induction": length - 1, "duplicate_token": length}
-    return {"offset": fixed[name]} if name in fixed else {}
-
-
-def _display(name: str) -> dict[str, Any]:
-    if name == "induction":
-        return {"headline": "induction", "ranks": 2, "picture": "map"}
-    return {"headline": "prev_token", "ranks": 2} if name == "previous_token" else {}
-
-
-def _standard_error(values: Tensor) -> Tensor:
-    """Return the standard error of the mean over sequences, NaN with fewer than two."""
-    count = values.isfinite().sum(0)
-    spread = (values - values.nanmean(0)).square().nansum(0) / (count - 1).clamp(min=1)
-    return (spread / count.clamp(min=1)).sqrt().where(count > 1, torch.nan)
+            panels |= copy_panels(found)
+        return panels | icl_panels(model, context, found)

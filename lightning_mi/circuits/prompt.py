@@ -17,7 +17,7 @@ from ..nodes import Head
 from ..record import Panel
 from ..target import Logit, positions
 from ..task import IGNORED, NextToken
-from .heads import scored
+from .scored import scored
 from .survey import run_tokens
 
 __all__ = ["PromptAttention"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention import tap
+from ..attention import Site, tap
 from ..errors import LightningMIError, ModelError
 from ..task import NextToken, Task
 
@@ -38,12 +38,14 @@ class Survey:
         context_length: Longest sequence, None where it cannot be seen.
         sites: Number of attentions in a forward pass.
         special: Ids of special tokens that a configuration of the model names.
+        causal: Whether no attention looks at later tokens.
     """
 
     vocabulary_size: int
     context_length: int | None
     sites: int
     special: tuple[int, ...] = ()
+    causal: bool = True
 
 
 def survey(model: nn.Module, task: Task) -> Survey:
@@ -62,11 +64,17 @@ def survey(model: nn.Module, task: Task) -> Survey:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     ids = torch.ones(1, 2, dtype=torch.long, device=device)
     tables: list[tuple[nn.Embedding, Tensor]] = []
+    ahead: list[bool] = []
+
+    def visit(index: int, site: Site) -> None:
+        reach = site.reachable()
+        ahead.append(reach is None or bool(reach[..., 0, 1:].any()))
+
     with ExitStack() as stack:
         for module in model.modules():
             if isinstance(module, nn.Embedding):
                 stack.callback(module.register_forward_hook(_note(tables)).remove)
-        seen = stack.enter_context(tap(model, keep=False, check="all"))
+        seen = stack.enter_context(tap(model, visit=visit, keep=False, check="all"))
         outputs = run_tokens(model, task, ids)
     size = next((t.num_embeddings for t, given in tables if _is_ids(given, ids)), None)
     if size is None and outputs.ndim == 3:
@@ -77,7 +85,8 @@ def survey(model: nn.Module, task: Task) -> Survey:
             f"return logits [example, position, token], got outputs {tuple(outputs.shape)}. "
             "Pass tokens=RepeatedTokens(vocabulary_size=…)."
         )
-    return Survey(size, _context_length(model, tables, ids), seen.count, _special(model, size))
+    room, special = _context_length(model, tables, ids), _special(model, size)
+    return Survey(size, room, seen.count, special, not any(ahead))
 
 
 def run_tokens(model: nn.Module, task: Task, ids: Tensor, mask: Tensor | None = None) -> Tensor:
