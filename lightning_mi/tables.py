@@ -68,10 +68,12 @@ def _stack(what: str, records: list[Record]) -> xarray.DataArray:
 
     arrays = [to_dataarray(r.panel) for r in records]
     # Attributes may differ from step to step (the gap, the best head): keep the latest.
-    latest = arrays[-1].attrs
+    latest = dict(arrays[-1].attrs)
+    for array in arrays:
+        array.attrs = {}
     steps = xarray.DataArray([r.step for r in records], dims="step", name="step")
     joined: xarray.DataArray = xarray.concat(
-        [a.drop_attrs() for a in arrays],
+        arrays,
         dim=steps,
         join="outer",
         coords="minimal",
