@@ -418,6 +418,17 @@ def test_precisions(kind: torch.dtype, implementation: str) -> None:
     assert pattern[0].isfinite().all()
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_autocast_stays_as_it_is(implementation: str) -> None:
+    model, batch = build("gpt2", implementation), inputs("gpt2")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = result(model(**batch))
+        with tap(model, normalizers=True) as seen:
+            tapped = result(model(**batch))
+    assert torch.equal(plain, tapped)
+    assert seen.sites[0].pattern().dtype == torch.float32
+
+
 # Attention written by hand.
 
 
