@@ -98,6 +98,24 @@ def test_language_model(tmp_path: Any) -> None:
     }
 
 
+def test_heads_of_a_text_classifier(tmp_path: Any) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = cases.Network()
+            self.head = nn.Linear(cases.VOCABULARY, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.body(ids).mean(1))
+
+    data = pairs(cases.Tokens(16).ids, torch.randint(0, 3, (16,)))
+    model = module(Pooled(), F.cross_entropy)
+    run = fit(model, data, [HeadMonitor(), *black_boxes()], tmp_path)
+    assert run.dataset("head_scores")["induction"].shape[1:] == (2, 2)
+    assert not run.records("prompt")
+    assert run.dataset("saliency")["values"].dims == ("step", "example", "position")
+
+
 class Padded(Dataset[Any]):
     """Dictionaries as a Hugging Face tokenizer makes them, padded on the right."""
 

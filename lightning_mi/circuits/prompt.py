@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..attention import Site, tap
 from ..batch import attention_mask_of
 from ..behaviors import RepeatedTokens
-from ..errors import ArgumentError, ModelError
+from ..errors import ArgumentError
 from ..measurement import Context
 from ..nodes import Head
 from ..record import Panel
@@ -53,18 +53,12 @@ class PromptAttention:
             context: Batch, task and shared results.
 
         Returns:
-            Names to panels.
-
-        Raises:
-            ModelError: If the model does not predict next tokens.
+            Names to panels; none for a model that does not predict next tokens.
         """
-        induction = scored(model, context, self.tokens).main.scores["induction"].nanmean(0)
         task = context.task
         if not isinstance(task, NextToken):
-            raise ModelError(
-                f"task: expected NextToken for the prompt of {self.name!r}, got "
-                f"{type(task).__name__}. Leave PromptAttention out, or pass task=NextToken()."
-            )
+            return {}  # a classifier has heads to score, but no next token to look for
+        induction = scored(model, context, self.tokens).main.scores["induction"].nanmean(0)
         ids, mask, truth = _prompt(model, context, task)
         rows: list[Tensor] = []
 
