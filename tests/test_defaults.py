@@ -116,6 +116,20 @@ def test_heads_of_a_text_classifier(tmp_path: Any) -> None:
     assert run.dataset("saliency")["values"].dims == ("step", "example", "position")
 
 
+def test_report_is_kept_fresh(tmp_path: Any) -> None:
+    seen: list[bool] = []
+
+    class Watch(cases.lightning().Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, *_: Any) -> None:
+            seen.append((tmp_path / "mi" / "report.html").exists())
+
+    monitors = [HeadMonitor(report=True), SaliencyMonitor()]
+    run = fit(cases.language_model(), loaders(), [*monitors, Watch()], tmp_path)
+    assert seen == [True, True, True]  # written at step 0, then left alone for a while
+    assert "finished" in run.report.read_text()
+    assert run.info["state"] == "finished"
+
+
 class Padded(Dataset[Any]):
     """Dictionaries as a Hugging Face tokenizer makes them, padded on the right."""
 
