@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batch import attention_mask_of, batch_size, main_input
+from ..batch import attention_mask_of, main_input
 from ._base import Trainer
 
 __all__ = ["Progress"]
@@ -76,7 +76,7 @@ class Progress:
             inputs = main_input(batch)
         except ValueError:
             return
-        self.samples += batch_size(batch) * trainer.world_size
+        self.samples += (inputs.shape[0] if inputs.ndim else 1) * trainer.world_size
         if not inputs.is_floating_point() and inputs.ndim == 2:
             mask = attention_mask_of(batch)
             # The sum stays on its device: reading it at every step would stall a GPU.

@@ -99,6 +99,9 @@ class MeasurementMonitor(Callback):
         self.batch, self.task, self.tokenizer = batch, task, tokenizer
         self.dirpath, self.report, self.precision = dirpath, report, precision
         self.skipped = self.failed = 0
+        # Lightning asks for it at every hook of every step.
+        names = ",".join(m.name for m in self.measurements)
+        self._state_key = f"{type(self).__qualname__}[{names}]"
         self._session: Session | None = None
         self._begun = False
         self._last_step = 0
@@ -123,7 +126,7 @@ class MeasurementMonitor(Callback):
     @property
     def state_key(self) -> str:
         """Tells two instances of one class apart in a checkpoint."""
-        return f"{type(self).__qualname__}[{','.join(m.name for m in self.measurements)}]"
+        return self._state_key
 
     # ---------------------------------------------------------------- life
 
