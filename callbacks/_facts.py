@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -15,7 +16,7 @@ from torch import nn
 
 from .. import __version__
 from ..emergence import head_onsets
-from ..errors import RunError
+from ..errors import ArgumentError, RunError
 from ..measurement import IndexedData
 from ..record import Record
 from ._base import Trainer, class_names
@@ -28,6 +29,7 @@ __all__ = [
     "onsets",
     "piecewise",
     "planned_steps",
+    "say",
     "training_data",
 ]
 
@@ -103,10 +105,20 @@ def piecewise(tokenizer: Any) -> Callable[[Sequence[int]], list[str]] | None:
 
     Returns:
         The function, or None.
+
+    Raises:
+        ArgumentError: If it cannot decode.
     """
+    if tokenizer is None:
+        return None
     decode = getattr(tokenizer, "decode", tokenizer)
     if not callable(decode):
-        return None
+        raise ArgumentError.of(
+            "tokenizer",
+            expected="an object with decode(list of ids) -> str, or a function like that",
+            got=f"a {type(tokenizer).__name__}",
+            do="Load it first, for example AutoTokenizer.from_pretrained(…).",
+        )
     known: dict[int, str] = {}
 
     def pieces(ids: Sequence[int]) -> list[str]:
@@ -134,6 +146,18 @@ def training_data(trainer: Trainer) -> IndexedData | None:
     if dataset is None:
         return None
     return IndexedData(dataset, getattr(loader, "collate_fn", None))
+
+
+def say(trainer: Trainer, text: str) -> None:
+    """Say something once, as Lightning says its own messages.
+
+    Args:
+        trainer: The Trainer.
+        text: One line.
+    """
+    if trainer.is_global_zero:
+        # A child of the Trainer's own logger, so that it is shown like them.
+        logging.getLogger(type(trainer).__module__).info(text)
 
 
 def averages_weights(trainer: Trainer) -> bool:

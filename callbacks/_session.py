@@ -21,7 +21,7 @@ from ..runs import Run
 from ..sinks import Sink, sinks_for
 from ..task import Task
 from ._base import LightningModule, Trainer
-from ._facts import facts, onsets, planned_steps
+from ._facts import facts, onsets, planned_steps, say
 from ._progress import Progress
 
 __all__ = ["Session"]
@@ -73,8 +73,10 @@ class Session:
         if self.batch is None:
             self.batch = self.run.batch()  # a resumed run goes on with the batch it had
         self.sinks = sinks_for(trainer.loggers)
+        say(trainer, f"lightning_mi: records go to {self.run.path}")
+        constants = {k: v for k, v in self.run.info.items() if k != "state"}
         for sink in self.sinks:
-            sink.start(self.run.info)
+            sink.start(constants)
 
     def _own_folder(self) -> Path:
         """Return a folder that holds no other run, unless this one continues it."""

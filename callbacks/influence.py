@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from collections.abc import Sequence
 from datetime import timedelta
@@ -18,13 +17,16 @@ from ..schedule import DEFAULT_STEPS
 from ..target import TargetOption
 from ..task import Task
 from ._base import LightningModule, Trainer
-from ._facts import training_data
+from ._facts import say, training_data
 from .monitor import MeasurementMonitor
 
 __all__ = ["InfluenceMonitor"]
 
 SHARE = 0.05
 """Share of training that the default number of candidates stays under."""
+
+FEWEST = 8
+"""Candidates of the default at least, even where they cost more than that."""
 
 PASS = 1.6
 """What scoring one candidate costs at most, in training passes of one example; 1.0 to 1.6 were
@@ -43,7 +45,8 @@ class InfluenceMonitor(MeasurementMonitor):
 
     Args:
         candidates: Training examples that are scored: a number (drawn by ``seed``), a list of
-            dataset indices, or None for as many as keep the cost under 5 % of training.
+            dataset indices, or None for as many as keep the cost under 5 % of training, 8 at
+            least.
         queries: Examples of the batch that are asked about.
         query: The scalar asked about; None takes the loss of the task.
         top: Proponents and opponents that are shown.
@@ -136,13 +139,14 @@ class InfluenceMonitor(MeasurementMonitor):
         tracin: Any = self.measurements[0]
         size = batch_size(batch)
         every = self.schedule.every_n_train_steps or DEFAULT_STEPS
+        available = 0 if data is None else len(data)
         if self._sampled:
-            budget = every * size * SHARE / PASS
-            chosen = affordable(tracin, budget, 0 if data is None else len(data))
-            tracin = dataclasses.replace(tracin, candidates=chosen)
-            self.measurements = (tracin, *self.measurements[1:])
+            tracin = affordable(tracin, every * size * SHARE / PASS, available)
+        elif isinstance(tracin.candidates, int):
+            tracin = dataclasses.replace(tracin, candidates=min(tracin.candidates, available))
+        self.measurements = (tracin, *self.measurements[1:])
         share = tracin.cost() * PASS / (every * size)
-        _say(
+        say(
             trainer,
             f"InfluenceMonitor: {_count(tracin.candidates)} candidates, "
             f"{tracin.cost():,} example passes a firing, up to {share:.1%} of training.",
@@ -160,8 +164,8 @@ class InfluenceMonitor(MeasurementMonitor):
         return training_data(trainer)
 
 
-def affordable(tracin: TracIn, passes: float, available: int) -> int:
-    """Return how many candidates a number of example passes pays for.
+def affordable(tracin: TracIn, passes: float, available: int) -> TracIn:
+    """Return the measurement with as many candidates as a number of example passes pays for.
 
     Args:
         tracin: The measurement.
@@ -169,19 +173,20 @@ def affordable(tracin: TracIn, passes: float, available: int) -> int:
         available: Training examples that there are.
 
     Returns:
-        At least 8, at most what is available.
+        With at least 8 candidates, where so many are available; where even these are too dear,
+        fewer of them are shown.
     """
-    fixed = dataclasses.replace(tracin, candidates=0).cost()
-    return min(max(8, math.floor(passes - fixed)), max(available, 1))
+    least = min(FEWEST, available)
+    top = tracin.top
+    while top > 1 and dataclasses.replace(tracin, candidates=least, top=top).cost() > passes:
+        top -= 1
+    shown = 2 * top
+    fixed = dataclasses.replace(tracin, candidates=shown, top=top).cost() - shown
+    chosen = min(max(least, math.floor(passes - fixed)), available)
+    return dataclasses.replace(tracin, candidates=chosen, top=top)
 
 
 def _count(candidates: int | Sequence[int] | None) -> int:
     if candidates is None:
         return 0
     return candidates if isinstance(candidates, int) else len(candidates)
-
-
-def _say(trainer: Trainer, text: str) -> None:
-    if trainer.is_global_zero:
-        # A child of the Trainer's own logger, so that it is shown as Lightning's messages are.
-        logging.getLogger(type(trainer).__module__).info(text)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import ArgumentError, LightningMIError
-from ..measurement import IndexedData, Measurement, check_names, measure
+from ..measurement import IndexedData, Measurement, as_list, check_names, measure
 from ..progress import quiet
 from ..record import Record
 from ..schedule import Schedule
@@ -94,7 +94,7 @@ class MeasurementMonitor(Callback):
             raise ArgumentError.of(
                 "precision", expected='"full" or "trainer"', got=repr(precision), do="Choose one."
             )
-        self.measurements = tuple(measurements)
+        self.measurements = tuple(as_list(measurements))
         check_names(self.measurements)
         self.batch, self.task, self.tokenizer = batch, task, tokenizer
         self.dirpath, self.report, self.precision = dirpath, report, precision
@@ -454,7 +454,8 @@ class MeasurementMonitor(Callback):
         self.failed += 1
         if self.failed == 1:
             warnings.warn(
-                f"{type(self).__name__}: step {step} was not measured ({error}); training goes on, "
+                f"{type(self).__name__}: step {step} was not measured "
+                f"({type(error).__name__}: {error}); training goes on, "
                 "and further failures are only counted.",
                 stacklevel=3,
             )

@@ -120,7 +120,8 @@ def agreements(latest: Mapping[str, Record]) -> Iterator[str]:
             continue
         panel, facts = record.panel, record.panel.convention
         yield (
-            f"  {name.replace('_', ' ')}: rank correlation {panel.item():+.2f} with the attention "
+            f"  {name.replace('_', ' ')}: rank correlation {panel.item():+.2f} at the last step "
+            f"with the attention "
             f"of {facts['head']} over {facts['n']} positions (by chance to ±{facts['floor']:.2f})"
         )
 

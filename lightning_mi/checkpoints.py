@@ -20,6 +20,7 @@ from .errors import ArgumentError, ModelError
 from .isolation import unwrapped
 from .measurement import Context, IndexedData, Measurement, as_list, check_names, measure
 from .progress import track
+from .record import Record
 from .runs import Run
 from .task import Task
 
@@ -156,7 +157,8 @@ def sweep(
         measurements: What to measure.
         batch: What to measure on; None takes the batch that the run's monitors measured on.
         task: How the batch becomes outputs and losses; None is inferred.
-        run: Where the records go: a run, or a folder. None makes ``mi`` beside the checkpoints.
+        run: Where the records go: a run, or a folder. None takes the run that was recorded while
+            the checkpoints were saved (``../mi``), else makes ``mi`` beside them.
         dataset: Training examples by index (a dataset or `IndexedData`), for influence.
         weights: ``"current"`` or ``"average"`` under weight averaging.
         weights_only: Refuse to run code from the files.
@@ -177,7 +179,7 @@ def sweep(
         raise ArgumentError.of(
             "weights", expected='"current" or "average"', got=repr(weights), do="Choose one."
         )
-    target = _target(run, paths)
+    target = run if isinstance(run, Run) else Run(_folder(paths) if run is None else run)
     batch = target.batch() if batch is None else batch
     copied = copy.deepcopy(unwrapped(model))
     data = dataset if dataset is None or isinstance(dataset, IndexedData) else IndexedData(dataset)
@@ -197,8 +199,10 @@ def sweep(
             decode=decode,
         )
         records = measure(copied, chosen, context=context, source="sweep", weights=weights)
+        if not (target.path / "run.json").exists():  # nothing is left behind by a refusal
+            target = Run.create(target.path)
         target.write_all([*records, *agreement(records)])
-    target.write_all(tracin_sum(target.records("influence/scores", source="sweep")))
+    target.write_all(tracin_sum(_comparable(target.records("influence/scores"))))
     return target
 
 
@@ -246,10 +250,17 @@ def _behind_prefix(
     return next(iter(fitting.values()), weights)
 
 
-def _target(run: Run | str | os.PathLike[str] | None, paths: list[Path]) -> Run:
-    if isinstance(run, Run):
-        return run
-    return Run.create(paths[0].parent / "mi" if run is None else run)
+def _folder(paths: list[Path]) -> Path:
+    """Return the run that was recorded while these checkpoints were saved, else a new place."""
+    neighbour = paths[0].parent.parent / "mi"
+    recorded = (neighbour / "records.jsonl").exists()
+    return neighbour if recorded else paths[0].parent / "mi"
+
+
+def _comparable(scores: Sequence[Record]) -> list[Record]:
+    """Keep swept scores of the steps that were measured live, if any were: sums then compare."""
+    live = {r.step for r in scores if r.source == "live"}
+    return [r for r in scores if r.source == "sweep" and (not live or r.step in live)]
 
 
 def _at_home(model: nn.Module, batch: Any) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .batch import batch_size, labels_of, main_input
+from .batch import LABEL_KEYS, batch_size, labels_of, main_input
 from .calling import networks
 from .errors import ArgumentError, ModelError
 from .isolation import untouched, unwrapped
@@ -50,7 +50,8 @@ def infer_task(model: nn.Module, batch: Any) -> Task:
         "task",
         expected="ids and outputs [example, position, token], or labels that fit the outputs",
         got=seen,
-        do="Pass task=Classification(), NextToken(), Regression() or your own Task.",
+        do="Pass task=Classification(), NextToken(), Regression() or your own Task. Labels are the "
+        f"last of a tuple, or stand under {', '.join(LABEL_KEYS)}.",
     )
 
 

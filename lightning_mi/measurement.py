@@ -19,7 +19,7 @@ from .batch import cloned, fingerprint, main_input, tree_map
 from .errors import ArgumentError
 from .inferring import infer_task
 from .isolation import untouched
-from .record import Reading, Record, plain
+from .record import Panel, Reading, Record, plain
 from .target import Target, TargetLike, as_target
 from .task import Task
 
@@ -300,7 +300,8 @@ def measure(
         One record for each panel.
 
     Raises:
-        ArgumentError: If two measurements have one name, or batch and model are on two devices.
+        ArgumentError: If two measurements have one name, batch and model are on two devices, or a
+            measurement returns no panels.
 
     Example:
         >>> from lightning_mi.attribution import Saliency
@@ -316,7 +317,7 @@ def measure(
             context = Context(quiet, _usable(batch), task, step=step)
         if context.has_batch:
             _check_device(quiet, context.batch)
-        readings = [(m, m(quiet, context)) for m in chosen]
+        readings = [(m, _checked(m, m(quiet, context))) for m in chosen]
     recipes = {m.name: describe(m) for m in chosen}
     return [
         Record(
@@ -333,6 +334,21 @@ def measure(
         for m, reading in readings
         for what, panel in reading.items()
     ]
+
+
+def _checked(measurement: Measurement, reading: Any) -> Reading:
+    """Refuse what a measurement of the user's own may return by mistake."""
+    entries = reading.items() if isinstance(reading, Mapping) else ()
+    wrong = [name for name, panel in entries if not isinstance(panel, Panel)]
+    if not isinstance(reading, Mapping) or wrong:
+        kind = type(reading[wrong[0]] if wrong else reading).__name__
+        raise ArgumentError.of(
+            f"measurement {measurement.name!r}",
+            expected="a mapping of names to Panels to be returned",
+            got=f"a {kind} for {wrong[0]!r}" if wrong else f"a {kind}",
+            do='Return for example {"mean": Panel(values.mean())}.',
+        )
+    return reading
 
 
 def as_list(measurements: Measurement | Iterable[Measurement]) -> list[Measurement]:

@@ -85,7 +85,7 @@ class Schedule:
                 given[0],
                 expected="only one of " + ", ".join(names),
                 got=" and ".join(given),
-                do="Add a second monitor with another name for the second schedule.",
+                do="For a second schedule add MeasurementMonitor(measurements=[…(name='second')]).",
             )
 
     def _check_steps(self) -> None:

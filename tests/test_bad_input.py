@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_mi import LightningMIError, attribution, measure
+from lightning_mi.attribution import Saliency
 from lightning_mi.callbacks import (
     HeadMonitor,
     InfluenceMonitor,
@@ -125,8 +126,6 @@ def test_target_out_of_range(target: Any) -> None:
 
 def test_batch_on_another_device() -> None:
     batch = (torch.ones(2, 4, device="meta"), torch.zeros(2, dtype=torch.long))
-    from lightning_mi.attribution import Saliency
-
     message = refusal(lambda: measure(nn.Linear(4, 3), Saliency(), batch=batch))
     assert message.startswith("batch: expected tensors on the model's device, cpu, got meta")
 
@@ -159,6 +158,33 @@ def test_task_that_cannot_be_inferred(tmp_path: Any) -> None:
     message = refusal(lambda: fit(SaliencyMonitor(), model, unlabelled, tmp_path))
     assert message.startswith("task: expected")
     assert "labels none" in message
+
+
+def test_measurement_that_returns_no_panels() -> None:
+    class Wrong:
+        name = "wrong"
+
+        def __init__(self, reading: Any) -> None:
+            self.reading = reading
+
+        def __call__(self, model: Any, context: Any) -> Any:
+            return self.reading
+
+    for reading in (torch.zeros(2), {"x": 1.0}):
+        message = refusal(lambda r=reading: measure(nn.Linear(1, 1), Wrong(r)))
+        assert message.startswith("measurement 'wrong': expected a mapping of names to Panels")
+
+
+def test_things_that_are_no_measurements() -> None:
+    for thing in (Saliency, lambda model, context: {}):
+        message = refusal(lambda t=thing: MeasurementMonitor(measurements=[t]))
+        assert message.startswith("measurements: expected measurements")
+
+
+def test_tokenizer_that_cannot_decode(tmp_path: Any) -> None:
+    monitor = SaliencyMonitor(tokenizer="gpt2")
+    message = refusal(lambda: fit(monitor, language_model(), loaders()[0], tmp_path))
+    assert message.startswith("tokenizer: expected an object with decode")
 
 
 def test_monitor_outside_a_trainer() -> None:

@@ -21,6 +21,8 @@ from lightning_mi.callbacks import (
     SaliencyMonitor,
     ScheduledCheckpoint,
 )
+from lightning_mi.callbacks.influence import affordable
+from lightning_mi.influence import TracIn
 
 
 def black_boxes() -> list[Any]:
@@ -175,6 +177,21 @@ def test_hugging_face_dictionaries(tmp_path: Any) -> None:
     saliency = run.dataset("saliency")["values"].values
     assert (saliency[:, 0, 6:] == 0).all()  # padding explains nothing
     assert (saliency[:, 0, :5] > 0).any()
+
+
+def test_default_influence_stays_within_its_budget() -> None:
+    for passes, available in ((25, 1000), (100, 1000), (1000, 1000), (1000, 40), (10, 1000)):
+        chosen = affordable(TracIn(), passes, available)
+        assert isinstance(chosen.candidates, int)
+        assert 8 <= chosen.candidates <= available
+        assert chosen.cost() <= passes or chosen.candidates == 8
+    assert affordable(TracIn(), 1000, 1000).cost() == 1000
+
+
+def test_more_candidates_than_there_are(tmp_path: Any) -> None:
+    monitor = InfluenceMonitor(candidates=10**6)
+    fit(cases.language_model(), loaders(), [monitor], tmp_path)
+    assert monitor.measurements[0].candidates == 48  # type: ignore[attr-defined]
 
 
 def test_subpackages_are_reachable_from_the_top() -> None:

@@ -10,7 +10,7 @@ from cases import language_model, loaders, trainer
 from test_harmless import all_monitors
 
 from lightning_mi import Run, sweep
-from lightning_mi.callbacks import ScheduledCheckpoint
+from lightning_mi.callbacks import InfluenceMonitor, ScheduledCheckpoint
 
 SCENES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -59,6 +59,22 @@ def test_live_equals_sweep(scene: str, first: str, tmp_path: Any) -> None:
     assert unequal == []
     moments = [k for k, r in taken.items() if moment(r) != moment(swept[k])]
     assert moments == []
+
+
+def test_sweep_of_other_steps_goes_to_the_run_beside_it(tmp_path: Any) -> None:
+    monitor = InfluenceMonitor(candidates=6, every_n_train_steps=4)
+    saver = ScheduledCheckpoint(at_steps="log", every_n_train_steps=4)
+    train, validation = loaders()
+    fitted = trainer(callbacks=[monitor, saver], default_root_dir=tmp_path, max_steps=8)
+    fitted.fit(language_model(), train, validation)
+    folder = tmp_path / "scheduled_checkpoints"
+    run = sweep(folder, language_model(), monitor.measurements, dataset=train.dataset)
+    assert run.path == tmp_path / "mi"
+    assert {r.step for r in run.records("influence/scores", source="sweep")} == {0, 1, 2, 4, 8}
+    live = {(r.name, r.step): r for r in run.records("influence", source="live")}
+    swept = {(r.name, r.step): r for r in run.records("influence", source="sweep")}
+    assert all(r.panel.equal(swept[key].panel) for key, r in live.items())
+    assert ("influence/sum", 8) in live
 
 
 def moment(record: Any) -> tuple[Any, ...]:
