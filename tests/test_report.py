@@ -233,6 +233,7 @@ def test_the_short_answers(shown: dict[str, Any]) -> None:
     assert said["looked"][0] == "“cre”, the last token"
     assert said["examples"] == ("A passage, repeated", "4 of the top 4 proponents")
     assert said["agree"][0] == "Partly"
+    assert "median of the last 15 steps" in said["agree"][1]
     assert said["trust"] == ("3 of 3 checks pass", "none is open")
 
 
@@ -301,9 +302,95 @@ def test_undefined_values_are_counted_and_never_zero(tmp_path: Path) -> None:
 
 def test_what_has_no_chart_is_named(tmp_path: Path) -> None:
     run = Run.create(tmp_path)
-    run.write(Record("saliency/values", Panel(torch.rand(1, 4, 4), ("example", "y", "x"))))
+    run.write(Record("saliency/values", Panel(torch.rand(1, 4), ("example", "feature"))))
+    run.write(Record("integrated_gradients/gap", Panel([0.1], ("example",))))
+    run.write(Record("integrated_gradients/values", Panel([[0.1]], ("example", "feature"))))
     run.write(Record("mine/curve", Panel(torch.rand(3), ("class",))))
-    assert payload(run)["undrawn"] == ["saliency/values", "mine/curve"]
+    data = payload(run)
+    assert data["undrawn"] == ["saliency/values", "integrated_gradients/values", "mine/curve"]
+    looked = next(one for one in data["short"] if one["at"] == "looked")
+    assert looked["answer"] == "measured"
+    assert looked["note"].startswith("saliency and integrated gradients: see the loggers' pictures")
+
+
+def image_run(path: Path, steps: int = 11, tokens: int | None = 0) -> Run:
+    """A run of an image model: no tokens, no heads."""
+    run = Run.create(path, {"name": "images"})
+    draw = torch.Generator().manual_seed(0)
+    axes = ("example", "channel", "y", "x")
+    for step in range(steps):
+        values = torch.randn(2, 3, 4, 5, generator=draw)
+        asked = {"target_text": ["2", "0"]}
+        index = {"train_example": [5, 9]}
+        made = {
+            "saliency/values": Panel(values.abs(), axes, unit="logits per unit", convention=asked),
+            "integrated_gradients/values": Panel(values, axes, unit="logits", convention=asked),
+            "integrated_gradients/gap": Panel([0.001, 0.002], ("example",)),
+            "influence/scores": Panel([[0.5, -0.25]], ("query", "train_example"), index),
+            "monitor/overhead": scalar(0.01),
+        }
+        run.write_all(Record(n, p, step, tokens=tokens) for n, p in made.items())
+    return run
+
+
+def test_a_run_of_images_is_not_asked_for_heads(tmp_path: Path) -> None:
+    run = image_run(tmp_path)
+    data = payload(run)
+    title = "Saliency, integrated gradients and influence over 11 steps"
+    assert (data["headline"]["state"], data["headline"]["title"]) == ("measured", title)
+    assert [one["at"] for one in data["short"]] == ["looked", "examples", "trust"]
+    assert data["short"][0]["answer"] == "Drawn below"
+    assert "Monitor" not in json.dumps([data["headline"], data["short"]])
+    assert data["tokens"] is None
+    assert "token" not in data["run"]["facts"]
+    assert data["undrawn"] == []
+    for method, block in data["pictures"].items():
+        records = run.records(f"{method}/values")
+        true = np.stack([r.panel.values[0].sum(0).numpy() for r in records])
+        shown = unpack(block["values"]).reshape(true.shape)
+        np.testing.assert_allclose(shown, true, atol=np.ptp(true) / 250)
+        assert (block["height"], block["width"], block["target"]) == (4, 5, "2")
+        assert block["signed"] == (method == "integrated_gradients")
+
+
+@pytest.mark.parametrize("tokens", [None, 0])
+def test_one_of_a_kind_is_said_in_the_singular(tokens: int | None, tmp_path: Path) -> None:
+    data = payload(image_run(tmp_path, steps=1, tokens=tokens))
+    assert data["headline"]["title"].endswith("and influence at 1 step")
+    assert data["run"]["facts"] == "0 steps, 1 measurement"
+
+
+def test_prompts_without_head_scores_name_the_monitor_once(tmp_path: Path) -> None:
+    run = Run.create(tmp_path)
+    for step in range(3):
+        coords = {"example,position": [["a", "b", "c"]]}
+        panel = Panel(torch.rand(1, 3), ("example", "position"), coords)
+        run.write(Record("saliency/values", panel, step, tokens=10 * step))
+    data = payload(run)
+    assert data["headline"]["title"] == "Saliency over 3 steps"
+    assert "HeadMonitor()" in data["headline"]["text"]
+    assert "HeadMonitor" not in json.dumps(data["short"])
+    assert data["tokens"] == [0, 10, 20]
+
+
+def test_an_example_that_never_led_says_why_it_has_no_text(tmp_path: Path) -> None:
+    run = Run.create(tmp_path)
+    pair, index = ("query", "train_example"), {"train_example": [7, 719]}
+    for step, scores in enumerate(([1.0, 0.9], [-0.5, 0.9])):
+        run.write(Record("influence/scores", Panel([scores], pair, index), step))
+        facts = {"descriptions": ["plain text"], "texts": ["In the beginning"]}
+        top = Panel([scores[0]], ("train_example",), {"train_example": [7]}, convention=facts)
+        run.write(Record("influence/proponents", top, step))
+    first, second = payload(run)["examples"]["proponents"]
+    assert (first["name"], first["tokens"]) == ("train[719]", [])
+    assert first["note"] == "its text was not kept: it was never among the top at one step"
+    assert first["by"] == pytest.approx([0.9, 0.9])
+    assert (second["note"], second["tokens"]) == (None, [["In the beginning", None]])
+
+
+def test_examples_without_texts_do_not_miss_them(tmp_path: Path) -> None:
+    found = payload(image_run(tmp_path))["examples"]
+    assert [e["note"] for e in found["proponents"] + found["opponents"]] == [None, None]
 
 
 # ---------------------------------------------------------------- checks
@@ -324,6 +411,25 @@ def test_live_against_swept(tmp_path: Path) -> None:
     assert checked(run)["Live equals swept"]["status"] == "fail"
 
 
+def test_running_sums_are_compared_over_the_same_steps_only(tmp_path: Path) -> None:
+    run = Run.create(tmp_path)
+
+    def write(step: int, source: str, value: float, count: int) -> None:
+        facts = {"sum_over_steps": count}
+        panel = Panel([[value]], ("query", "train_example"), {"train_example": [0]}, "1", facts)
+        run.write(Record("influence/sum", panel, step, source=source))
+
+    write(4, "live", 3.0, 3)
+    write(4, "sweep", 1.0, 1)
+    assert "Live equals swept" not in checked(run)
+    write(8, "live", 5.0, 4)
+    write(8, "sweep", 5.0, 4)
+    assert checked(run)["Live equals swept"]["result"] == "1 of 1 records bit-equal, at 1 step"
+    write(9, "live", 5.0, 5)
+    write(9, "sweep", 6.0, 5)
+    assert checked(run)["Live equals swept"]["status"] == "fail"
+
+
 def test_recorded_checks_come_first(tmp_path: Path) -> None:
     given = {"check": "Training unchanged", "compared": "weights", "result": "0", "status": "pass"}
     odd = {"check": "Odd", "status": "fine"}
@@ -333,7 +439,9 @@ def test_recorded_checks_come_first(tmp_path: Path) -> None:
     assert list(found)[:2] == ["Training unchanged", "Odd"]
     assert found["Odd"]["status"] == "open"
     assert found["Overhead"]["status"] == "open"
-    assert found["Overhead"]["result"] == "20 %"
+    assert found["Overhead"]["result"] == (
+        "20 % of training time; measure less often (every_n_train_steps) or set max_overhead"
+    )
 
 
 def test_gap_that_did_not_converge_is_open(tmp_path: Path) -> None:
@@ -343,7 +451,7 @@ def test_gap_that_did_not_converge_is_open(tmp_path: Path) -> None:
     assert checked(run)["IG completeness gap"]["result"].startswith("30 %")
     flags = Panel(torch.tensor([True, False]), ("example",))
     run.write(Record("integrated_gradients/converged", flags))
-    assert "1 explanations had not converged" in checked(run)["IG completeness gap"]["result"]
+    assert "1 explanation had not converged" in checked(run)["IG completeness gap"]["result"]
 
 
 # ---------------------------------------------------------------- packing
@@ -469,6 +577,18 @@ def test_browser_shows_hostile_texts_as_texts(tmp_path: Path) -> None:
     assert "<title>pwned" not in drawn
     assert "<img" not in drawn
     assert "&lt;/script&gt;&lt;script&gt;" in drawn
+
+
+@needs_chromium
+def test_browser_draws_images(tmp_path: Path) -> None:
+    drawn, said = browse(write_report(image_run(tmp_path / "mi")), "#step=3")
+    assert said == ""
+    assert 'data-ready="yes"' in drawn
+    assert len(re.findall(r'<canvas width="5" height="4"[^>]* at step 3"', drawn)) == 2
+    for hidden in ("when", "heads", "at-step", "agree", "prompt-card", "aside"):
+        assert re.search(
+            rf'<(section|aside)[^>]* id="{hidden}"[^>]* hidden=""', drawn
+        ) or re.search(rf'<aside id="{hidden}"[^>]* hidden=""', drawn), hidden
 
 
 FRAMES = "<script>window.requestAnimationFrame = draw => setTimeout(draw, 5);</script>"

@@ -1,6 +1,6 @@
 // Can I trust it: what was compared and the result, in words and never by colour alone.
 
-const STATUS = { pass: "✓ pass", open: "! open", fail: "✗ fail" };
+const STATUS = { pass: "✓ pass", open: "○ open", fail: "✗ fail" };
 
 function drawChecks() {
   if (!D.checks.length) return notMeasured($("checks"), "No checks were recorded.");

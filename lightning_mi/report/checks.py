@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..record import Record
+from .phrases import plural
 from .shelf import Shelf
 
 __all__ = ["checks"]
@@ -55,12 +57,19 @@ def _swept(shelf: Shelf) -> Check | None:
         for r in shelf.all
         if r.source == "sweep" and (r.name, r.step) in live and r.measurement != "monitor"
     ]
+    pairs = [(a, b) for a, b in pairs if _comparable(a, b)]
     if not pairs:
         return None
     equal = sum(a.panel.equal(b.panel) for a, b in pairs)
     steps = len({a.step for a, _ in pairs})
-    result = f"{equal:,} of {len(pairs):,} records bit-equal, at {steps} steps"
+    result = f"{equal:,} of {len(pairs):,} records bit-equal, at {steps} {plural('step', steps)}"
     return _check(title, compared, result, "pass" if equal == len(pairs) else "fail")
+
+
+def _comparable(a: Record, b: Record) -> bool:
+    """Whether two records should be equal: running sums only over the same number of steps."""
+    counts = [r.panel.convention.get("sum_over_steps") for r in (a, b)]
+    return None in counts or counts[0] == counts[1]
 
 
 def _tap(shelf: Shelf) -> Check | None:
@@ -89,7 +98,8 @@ def _gap(shelf: Shelf) -> Check | None:
     largest = f"{100 * worst:.2g} %" if unit == "1" else f"{worst:.2g} {unit}"
     compared = "the sum of attributions against the difference of outputs, largest over steps"
     ok = not missed if ended else worst <= GAP
-    result = largest if ok else f"{largest}; {missed} explanations had not converged"
+    noun = plural("explanation", missed)
+    result = largest if ok else f"{largest}; {missed} {noun} had not converged"
     return _check("IG completeness gap", compared, result, "pass" if ok else "open")
 
 
@@ -102,7 +112,7 @@ def _nonfinite(shelf: Shelf) -> Check | None:
     total = sum(counted.values())
     worst = max(counted, key=lambda name: counted[name])
     result = "0" if not total else f"{total:,}, most in {worst}"
-    compared = f"over all {len(shelf.all):,} records"
+    compared = f"over {len(shelf.all):,} {plural('record', len(shelf.all))}"
     return _check("Undefined values", compared, result, "open" if total else "pass")
 
 
@@ -111,7 +121,9 @@ def _overhead(shelf: Shelf) -> Check | None:
     if last is None:
         return None
     share = last.panel.item()
-    status = "pass" if share <= OVERHEAD else "open"
-    return _check(
-        "Overhead", "share of training time spent measuring", f"{100 * share:.2g} %", status
-    )
+    much = f"{100 * share:.2g} %" if share < 1 else f"{100 * share:,.0f} %"
+    compared = "time spent measuring against time spent training"
+    if share <= OVERHEAD:
+        return _check("Overhead", compared, f"{much} of training time", "pass")
+    advice = "measure less often (every_n_train_steps) or set max_overhead"
+    return _check("Overhead", compared, f"{much} of training time; {advice}", "open")

@@ -6,12 +6,15 @@ import time
 from typing import Any
 
 from ..runs import Run
-from . import words
 from .checks import checks
 from .examples import examples
+from .headline import headline, measured
 from .heads import behaviour, onsets, scores
 from .inputs import METHODS, agreement, answers, attention, attribution, prompt
+from .phrases import plural, tokens_in_words
+from .pictures import pictures
 from .shelf import Shelf
+from .words import answers as short_answers
 
 __all__ = ["payload"]
 
@@ -33,25 +36,31 @@ def payload(run: Run) -> dict[str, Any]:
     made: dict[str, Any] = {
         "steps": steps or [0],
         "measured": len(steps),
-        "tokens": seen if seen and all(t is not None for t in seen) else None,
+        "tokens": seen if seen and seen[-1] and all(t is not None for t in seen) else None,
         "scores": scores(shelf, found),
         "behaviour": behaviour(shelf),
         "prompt": shown,
         "attention": attention(shelf, tokens),
         "answers": answers(shelf),
         "inputs": _inputs(shelf, tokens),
+        "pictures": pictures(shelf),
         "agreement": agreement(shelf),
         "examples": examples(shelf),
         "checks": checks(shelf),
     }
     made["run"] = _run(shelf, run, made)
-    made["headline"] = words.headline(found, made["run"]["state"] == "running")
-    made["short"] = words.answers(made, found)
     made["undrawn"] = shelf.undrawn
+    running = made["run"]["state"] == "running"
+    scored = bool(found.get("induction"))
+    other = None if scored else measured(shelf.names, len(steps), bool(tokens))
+    made["headline"] = other or headline(found, running)
+    made["short"] = short_answers(made, found)
     return made
 
 
 def _inputs(shelf: Shelf, tokens: list[str]) -> dict[str, Any]:
+    if not tokens:
+        return {}  # without tokens there are no rows to name
     found = {method: attribution(shelf, method, tokens) for method in METHODS}
     return {method: block for method, block in found.items() if block is not None}
 
@@ -85,6 +94,6 @@ def _facts(info: dict[str, Any], made: dict[str, Any]) -> list[str]:
     if info.get("text"):
         facts.append(str(info["text"]))
     count, last = made["measured"], made["steps"][-1]
-    seen = f", {words.tokens_in_words(made['tokens'][-1])} tokens" if made["tokens"] else ""
-    facts.append(f"{last:,} steps{seen}, {count} measurement{'' if count == 1 else 's'}")
+    seen = f", {tokens_in_words(made['tokens'][-1])} tokens" if made["tokens"] else ""
+    facts.append(f"{last:,} {plural('step', last)}{seen}, {count} {plural('measurement', count)}")
     return facts

@@ -46,6 +46,7 @@ function exampleText(example) {
     const span = h("span", { style }, inText(text));
     return part == null ? span : hint(span, () => shareWords(example.split, text, part));
   });
+  if (!spans.length) return example.note ? h("div", { class: "sub" }, example.note) : null;
   return h("div", { class: "text", dir: "auto" }, example.before ? "… " : "", ...spans, example.after ? " …" : "");
 }
 

@@ -21,6 +21,9 @@ PAIR = ("query", "train_example")
 
 MEASUREMENTS = ("influence", "influence_function")
 
+NOT_KEPT = "its text was not kept: it was never among the top at one step"
+"""Of an example that leads the sum over steps without leading at any of them."""
+
 MEANINGS = {
     "tracin": ("a step on them lowers the loss", "a step on them raises it"),
     "": ("removing them would raise the loss", "removing them would lower it"),
@@ -45,13 +48,15 @@ def _examples(shelf: Shelf, name: str, scored: list[Record]) -> dict[str, Any]:
     by = {r.step: _scores(r) for r in scored}
     known = _known(shelf, name)
     order = sorted(total, key=lambda i: -total[i])
+    # Where no example has a text (images, tables), its absence is no news.
+    texts = any(entry.get("text") or "shares" in entry for entry in known.values())
     high = [i for i in order if total[i] > 0][:SHOWN]
     low = [i for i in reversed(order) if total[i] < 0][:SHOWN]
     facts = last.panel.convention
     method = str(facts.get("method", name)).replace("_", " ")
     return {
-        "proponents": [_example(i, total[i], by, known.get(i)) for i in high],
-        "opponents": [_example(i, total[i], by, known.get(i)) for i in low],
+        "proponents": [_example(i, total[i], by, known.get(i), texts) for i in high],
+        "opponents": [_example(i, total[i], by, known.get(i), texts) for i in low],
         "meaning": MEANINGS.get(method, MEANINGS[""]),
         "unit": "" if last.panel.unit == "1" else last.panel.unit,
         "candidates": len(total),
@@ -111,8 +116,13 @@ def _shares(record: Record, row: int) -> dict[str, Any]:
 
 
 def _example(
-    index: int, score: float, by: dict[int, dict[int, float]], known: dict[str, Any] | None
+    index: int,
+    score: float,
+    by: dict[int, dict[int, float]],
+    known: dict[str, Any] | None,
+    texts: bool,
 ) -> dict[str, Any]:
+    note = NOT_KEPT if known is None and texts else None
     known = known or {}
     words = known.get("words", "")
     own = f"train[{index:,}]"
@@ -120,6 +130,7 @@ def _example(
         "index": index,
         "score": score,
         "name": own,
+        "note": note,
         "words": "" if words == own else words,
         "by": [by[step].get(index) for step in sorted(by)],
         "tokens": [[known["text"], None]] if known.get("text") else [],

@@ -12,7 +12,7 @@ from .heads import curve
 from .pack import pack, thin
 from .shelf import Numbers, Shelf, stack
 
-__all__ = ["agreement", "answers", "attention", "attribution", "prompt", "source_of_copy"]
+__all__ = ["agreement", "answers", "attention", "attribution", "prompt", "source_of_copy", "target"]
 
 POSITIONS = ("example", "position")
 
@@ -146,7 +146,7 @@ def attribution(shelf: Shelf, method: str, tokens: Sequence[str]) -> dict[str, A
         "width": width,
         "unit": "" if unit == "1" else unit,
         "cap": _cap(values, method),
-        "target": _target(panel.convention),
+        "target": target(panel.convention),
         "how": _how(records[-1]),
         "gap": _gap(shelf, [r.step for r in records]) if method != "saliency" else None,
     }
@@ -160,7 +160,8 @@ def _cap(values: Numbers, method: str) -> float:
     return float(f"{max(largest, floor):.3g}")
 
 
-def _target(facts: Any) -> str | None:
+def target(facts: Any) -> str | None:
+    """Return the text of the first example's target, or None where it has none."""
     found = _pick(facts, "target_text", "target")
     if isinstance(found, list):
         found = found[0] if found else None

@@ -10,10 +10,20 @@ function drawHeader() {
   $("headline").replaceChildren(D.headline.title, ...(D.headline.mark ? ["\u00a0", h("em", {}, D.headline.mark)] : []));
   $("headline").dataset.state = D.headline.state;
   $("because").textContent = D.headline.text;
+  $("answers").style.setProperty("--answers", D.short.length);
   $("answers").replaceChildren(...D.short.map(one => h("a", { href: `#${one.at}`, "data-to": one.at },
     h("div", { class: "q" }, one.question), h("div", { class: "a" }, one.answer), h("div", { class: "n" }, one.note))));
   $("foot").textContent = D.run.foot;
   $("undrawn").textContent = D.undrawn.length ? `Also in the run folder: ${D.undrawn.join(", ")}` : "";
+}
+
+/** Where no head was scored but other things were measured, what only heads have leaves no gap. */
+function hideEmpty() {
+  if (D.headline.state !== "measured") return;
+  const empty = { when: !D.behaviour, heads: !D.scores, "at-step": !D.scores, agree: !D.agreement, "prompt-card": !D.prompt };
+  for (const [id, hidden] of Object.entries(empty)) $(id).hidden = hidden;
+  $("aside").hidden = empty["at-step"] && empty["prompt-card"];
+  $("columns").classList.toggle("alone", $("aside").hidden && empty.when && empty.agree && !methods.length);
 }
 
 /** The answers lead to their charts without losing the view in the address. */
@@ -84,7 +94,7 @@ $("play").addEventListener("click", play);
 
 onStep.push(() => {
   range.value = 1000 * share(along(step()));
-  const seen = D.tokens ? `${short(D.tokens[S.i])} tokens` : "";
+  const seen = D.tokens?.[S.i] ? `${short(D.tokens[S.i])} tokens` : "";
   range.setAttribute("aria-valuetext", `step ${whole(step())}${seen ? `, ${seen}` : ""}`);
   $("now").replaceChildren(`Step ${whole(step())} `, h("small", {}, seen));
 });
@@ -92,7 +102,7 @@ onStep.push(() => {
 // ---------- drawing
 
 function layout() {
-  W = $("curves").clientWidth;
+  W = $("axis").clientWidth;
   onLayout.forEach(draw => draw());
   onStep.forEach(draw => draw());
 }
@@ -108,6 +118,7 @@ addEventListener("hashchange", () => { readLink(); layout(); });
 readLink();
 drawHeader();
 buildTabs();
+hideEmpty();
 buildPrompt();
 drawExamples();
 drawChecks();
@@ -115,6 +126,7 @@ layout();
 restorePlace();
 follow();
 new ResizeObserver(() => {
-  if ($("curves").clientWidth !== W) { buildPrompt(); layout(); }
-}).observe($("curves"));
+  if ($("axis").clientWidth !== W) { buildPrompt(); layout(); }
+}).observe($("axis"));
 document.documentElement.dataset.drawn = Math.round(performance.now());
+document.documentElement.dataset.ready = "yes";     // all is drawn: a screenshot may be taken

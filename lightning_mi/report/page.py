@@ -26,6 +26,7 @@ SCRIPTS = (
     "rows.js",
     "maps.js",
     "prompt.js",
+    "pictures.js",
     "examples.js",
     "checks.js",
     "csv.js",

@@ -112,14 +112,21 @@ function inputScale(block) {
 
 /** Why there is no map of tokens. */
 function unseen() {
-  return D.undrawn.some(name => name.endsWith("/values"))
-    ? "Attributions were recorded, but not of tokens; they lie in the run folder and this report does not draw them."
+  const found = D.undrawn.filter(name => name.endsWith("/values")).map(name => name.split("/")[0].replaceAll("_", " "));
+  return found.length
+    ? `Measured, but not of tokens: ${found.join(" and ")}. Look at them in the loggers' pictures and in the run folder.`
     : "No attributions were recorded. Add SaliencyMonitor() or IntegratedGradientsMonitor() to the Trainer.";
 }
 
 function drawInputs() {
   const block = D.inputs[S.method];
   $("inputs-sub").textContent = "";
+  if (!block && pictures.length) {
+    const signed = pictures.filter(one => one.signed).map(one => one.title).join(" and ");
+    const signs = signed && ` In ${signed}, blue supports the target and orange opposes it.`;
+    $("inputs-sub").textContent = `The first image at this step, channels summed, one scale for the whole run.${signs}`;
+    return;
+  }
   if (!block) return notMeasured($("inputs"), unseen());
   const rows = tokenRows(block), height = rowHeight(rows.length);
   const source = D.prompt.source == null ? "" : ", ◂ the one to copy";

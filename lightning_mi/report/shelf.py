@@ -66,9 +66,17 @@ class Shelf:
 
     @property
     def undrawn(self) -> list[str]:
-        """Names of measurements of which no chart took anything: nothing is dropped in silence."""
+        """What no chart took anything of, and attributions not drawn: nothing is dropped silently.
+
+        A check may have read the gap of an attribution whose values no chart can show.
+        """
         drawn = {name.split("/")[0] for name in self._drawn}
-        return [name for name in self.names if name.split("/")[0] not in drawn]
+        return [
+            name
+            for name in self.names
+            if name.split("/")[0] not in drawn
+            or (name.endswith("/values") and name not in self._drawn)
+        ]
 
     @property
     def times(self) -> tuple[list[int], list[int | None]]:

@@ -1,4 +1,4 @@
-"""What the run shows, in sentences: the headline and the five short answers."""
+"""What the run shows in short answers, beside the headline."""
 
 from __future__ import annotations
 
@@ -9,113 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from ..emergence import ENOUGH, HeadOnset
+from ..emergence import HeadOnset
 from .pack import unpack
+from .phrases import Heads, in_state, joined, upper
 
-__all__ = ["answers", "headline", "tokens_in_words"]
-
-Heads = Sequence[HeadOnset]
-
-
-def tokens_in_words(count: int | None) -> str:
-    """Return a number of tokens as a person says it.
-
-    Example:
-        >>> tokens_in_words(2_826_240), tokens_in_words(512)
-        ('2.8 M', '512')
-    """
-    if count is None:
-        return "?"
-    for size, unit in ((10**9, "B"), (10**6, "M")):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:,}"
-
-
-def headline(found: dict[str, list[HeadOnset]], running: bool) -> dict[str, Any]:
-    """Return the sentence at the top and its state.
-
-    Args:
-        found: Onsets of every head by score.
-        running: Whether training goes on.
-
-    Returns:
-        ``state``, ``title``, ``mark`` (the number set off in the title) and ``text``.
-    """
-    heads = found.get("induction", [])
-    if not heads:
-        text = "Add HeadMonitor() to the Trainer to see when attention heads form."
-        return _line("not measured", "No head scores were recorded", None, text)
-    state = heads[0].onset.state
-    best = max(heads, key=lambda h: np.nan_to_num(h.onset.final, nan=-1.0))
-    if state == "formed":
-        first = heads[0].onset
-        return _line(state, "Induction formed at step", f"{first.step:,}", _formed(found))
-    if state == "forming":
-        return _line(state, "Induction is forming", None, f"{best.label} is {_plain(best)}.")
-    if state == "none":
-        title = "No induction head yet" if running else "No induction head formed"
-        text = (
-            f"The highest, {best.label}, went {_span(best)}. A claim needs 0.1 above both chance "
-            "and the first measurement."
-        )
-        return _line(state, title, None, text)
-    count = max(h.onset.measurements for h in heads)
-    text = f"{count} {_plural('measurement', count)} so far; an onset needs {ENOUGH}."
-    return _line(state, "Too early to tell", None, text)
-
-
-def _line(state: str, title: str, mark: str | None, text: str) -> dict[str, Any]:
-    return {"state": state, "title": title, "mark": mark, "text": text}
-
-
-def _plain(head: HeadOnset) -> str:
-    return head.onset.describe().removeprefix("forming: ")
-
-
-def _span(head: HeadOnset) -> str:
-    o = head.onset
-    chance = "" if o.null is None else f" (chance {o.null:.2g})"
-    return f"from {o.start:.2f} to {o.final:.2f}{chance}"
-
-
-def _formed(found: dict[str, list[HeadOnset]]) -> str:
-    heads = _in_state(found["induction"], "formed")
-    first = heads[0].onset
-    best = max(heads, key=lambda h: h.onset.final)
-    after = "" if first.tokens is None else f", after {tokens_in_words(first.tokens)} tokens"
-    low, high = first.interval or (0, 0)
-    of = "" if len(heads) == 1 else f"{best.label} "
-    text = f"{_list(heads)}: {of}{_span(best)}{after}. It rose between steps {low:,} and {high:,}."
-    return text + _before(found, heads[0])
-
-
-def _before(found: dict[str, list[HeadOnset]], induction: HeadOnset) -> str:
-    """The head that an induction head is thought to need, and that one seed proves nothing."""
-    other = _in_state(found.get("previous_token", []), "formed")
-    if not other or other[0].onset.step is None or induction.onset.step is None:
-        return ""
-    gap = other[0].onset.step - induction.onset.step
-    order = "together with it" if gap == 0 else "earlier" if gap < 0 else "later"
-    return (
-        f" The previous-token head {other[0].label} began to rise {order}, at step "
-        f"{other[0].onset.step:,}; one seed cannot decide the order."
-    )
-
-
-def _in_state(heads: Heads, *states: str) -> list[HeadOnset]:
-    return [h for h in heads if h.onset.state in states]
-
-
-def _list(heads: Heads, most: int = 2) -> str:
-    names = [h.label for h in heads]
-    if len(names) <= most:
-        return " and ".join(names)
-    return ", ".join(names[:most]) + f" and {len(names) - most} more"
+__all__ = ["answers"]
 
 
 def answers(data: dict[str, Any], found: dict[str, list[HeadOnset]]) -> list[dict[str, str]]:
-    """Return the five short answers that stand beside the headline.
+    """Return the short answers that stand beside the headline: five, or without those on heads.
 
     Args:
         data: What the charts show.
@@ -131,6 +33,9 @@ def answers(data: dict[str, Any], found: dict[str, list[HeadOnset]]) -> list[dic
         ("Do the explanations agree?", "agree", _agree(data["agreement"])),
         ("Can I trust it?", "trust", _trust(data["checks"])),
     ]
+    if data["headline"]["state"] == "measured":
+        without = {"heads"} if data["agreement"] else {"heads", "agree"}
+        rows = [row for row in rows if row[1] not in without]
     return [{"question": q, "at": at, "answer": a, "note": note} for q, at, (a, note) in rows]
 
 
@@ -140,7 +45,7 @@ NOTHING = "not measured"
 def _which(heads: Heads) -> tuple[str, str]:
     if not heads:
         return NOTHING, "HeadMonitor() measures it"
-    formed, forming = _in_state(heads, "formed"), _in_state(heads, "forming")
+    formed, forming = in_state(heads, "formed"), in_state(heads, "forming")
     if heads[0].onset.state == "too early":
         return "too early", f"{len(heads)} heads watched"
     much = f"{len(formed)} of {len(heads)} heads formed"
@@ -156,6 +61,14 @@ def _which(heads: Heads) -> tuple[str, str]:
 def _looked(data: dict[str, Any]) -> tuple[str, str]:
     prompt = data["prompt"]
     if prompt is None or not data["inputs"]:
+        drawn = [block["title"] for block in data["pictures"].values()]
+        if drawn:
+            return "Drawn below", f"{joined(drawn)} of the first image"
+        kinds = [
+            n.split("/")[0].replace("_", " ") for n in data["undrawn"] if n.endswith("/values")
+        ]
+        if kinds:
+            return "measured", f"{joined(kinds)}: see the loggers' pictures and the run folder"
         return NOTHING, "SaliencyMonitor() and IntegratedGradientsMonitor() measure it"
     tops = {name: _top(block) for name, block in data["inputs"].items()}
     known = {name: at for name, at in tops.items() if at is not None}
@@ -198,7 +111,7 @@ def _examples(found: dict[str, Any] | None) -> tuple[str, str]:
     kind, count = Counter(kinds).most_common(1)[0]
     note = f"strongest of {found['candidates']:,} candidates"
     if kind and count > 1:
-        return _upper(kind), f"{count} of the top {len(top)} proponents"
+        return upper(kind), f"{count} of the top {len(top)} proponents"
     return str(top[0]["words"] or top[0]["name"]), note
 
 
@@ -208,20 +121,18 @@ def _kind(words: str) -> str:
     return re.sub(r"\s*\bof \d[\d,]* \w+|[\d,]*\d", "", words).strip()
 
 
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def _agree(found: dict[str, Any] | None) -> tuple[str, str]:
     if found is None:
         return NOTHING, "HeadMonitor() with SaliencyMonitor() measures it"
     short = {"integrated_gradients": "IG", "saliency": "saliency"}
     late = {short[s["key"]]: _late(unpack(s["values"])) for s in found["series"]}
+    count = max(len(_end(unpack(s["values"]))) for s in found["series"])
     best = max(late.values(), key=lambda v: np.nan_to_num(v, nan=-2.0))
     bound = found["floor"][1] if found["floor"] else 0.1
     word = "Undefined" if np.isnan(best) else _strength(best, bound)
     says = ", ".join(f"{name} {value:.2f}" for name, value in late.items()).replace("-", "−")
-    return word, f"{says}; random ±{bound:.2f}"
+    taken = "at one step" if count == 1 else f"median of the last {count} steps"
+    return word, f"{says}, {taken}; random ±{bound:.2f}"
 
 
 def _strength(value: float, floor: float) -> str:
@@ -231,8 +142,14 @@ def _strength(value: float, floor: float) -> str:
 
 
 def _late(values: Any) -> float:
+    end = _end(values)
+    return float(np.median(end)) if len(end) else float("nan")
+
+
+def _end(values: Any) -> Any:
+    """The last quarter of the defined values, but at least three."""
     defined = values[np.isfinite(values)]
-    return float(np.median(defined[-max(3, len(defined) // 4) :])) if len(defined) else float("nan")
+    return defined[-max(3, len(defined) // 4) :]
 
 
 def _trust(checks: Sequence[dict[str, str]]) -> tuple[str, str]:
@@ -246,7 +163,3 @@ def _trust(checks: Sequence[dict[str, str]]) -> tuple[str, str]:
     ]
     word = "passes" if len(passed) == 1 else "pass"
     return f"{len(passed)} of {len(checks)} checks {word}", "; ".join(rest[:2]) or "none is open"
-
-
-def _plural(word: str, count: int) -> str:
-    return word if count == 1 else f"{word}s"
