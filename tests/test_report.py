@@ -313,6 +313,14 @@ def test_what_has_no_chart_is_named(tmp_path: Path) -> None:
     assert looked["note"].startswith("saliency and integrated gradients: see the loggers' pictures")
 
 
+def test_attributions_without_names_of_tokens_are_named(tmp_path: Path) -> None:
+    run = Run.create(tmp_path)
+    run.write(Record("saliency/values", Panel(torch.rand(1, 4), ("example", "position"))))
+    data = payload(run)
+    assert data["inputs"] == {}
+    assert data["undrawn"] == ["saliency/values"]
+
+
 def image_run(path: Path, steps: int = 11, tokens: int | None = 0) -> Run:
     """A run of an image model: no tokens, no heads."""
     run = Run.create(path, {"name": "images"})

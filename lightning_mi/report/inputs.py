@@ -27,8 +27,9 @@ def prompt(shelf: Shelf) -> dict[str, Any] | None:
     It is the prompt of the recorded attention, or the first example of the attributions.
     """
     attended = shelf.last("prompt/attention", ATTENDED)
-    explained = [shelf.last(f"{m}/values", POSITIONS) for m in METHODS]
-    lists = [_labels(attended, "key_position")] + [_asked(r) for r in explained]
+    # Only looked at: without the names of its tokens an attribution cannot be drawn.
+    explained = [shelf.peek(f"{m}/values", POSITIONS) for m in METHODS]
+    lists = [_labels(attended, "key_position")] + [_asked(r[-1]) for r in explained if r]
     tokens = next((tokens for tokens in lists if tokens), None)
     if tokens is None:
         return None
@@ -127,9 +128,10 @@ def attribution(shelf: Shelf, method: str, tokens: Sequence[str]) -> dict[str, A
     Returns:
         Values with one scale for the whole run; None where there are none for this prompt.
     """
-    records = shelf.get(f"{method}/values", POSITIONS)
+    records = shelf.peek(f"{method}/values", POSITIONS)
     if not records or not _same(_first_example(records[-1]) or tokens, tokens):
         return None
+    records = shelf.get(f"{method}/values", POSITIONS)
     width = records[-1].panel.values.shape[1]
     records = records[thin(len(records), width)]
     values = stack(records)[:, 0, :]

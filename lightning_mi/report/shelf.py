@@ -52,11 +52,16 @@ class Shelf:
             Records of training where there are any, else those of a sweep, by step; all with the
             shape of the last.
         """
+        found = self.peek(name, axes)
+        if found:
+            self._drawn.add(name)
+        return found
+
+    def peek(self, name: str, axes: Sequence[str] | None = None) -> list[Record]:
+        """Return the same as `get` for a look that draws nothing."""
         found = one_source(self.both(name))
         if axes is not None:
             found = [r for r in found if r.panel.axes == tuple(axes)]
-        if found:
-            self._drawn.add(name)
         return [r for r in found if r.panel.values.shape == found[-1].panel.values.shape]
 
     def last(self, name: str, axes: Sequence[str] | None = None) -> Record | None:
