@@ -50,7 +50,7 @@ class IntegratedGradientsMonitor(MeasurementMonitor):
         target: TargetOption = None,
         baseline: float | int | None = None,
         tolerance: float = 0.01,
-        max_steps: int = 16,
+        max_steps: int = 12,
         examples: int | None = 2,
         batch: Any = None,
         task: Task | None = None,

@@ -142,7 +142,7 @@ class IntegratedGradients:
     rule: Rule = "gauss-legendre"
     steps: int | None = None
     tolerance: float = 0.01
-    max_steps: int = 16
+    max_steps: int = 12
     examples: int | None = 2
 
     def __post_init__(self) -> None:

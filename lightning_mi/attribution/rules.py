@@ -57,7 +57,8 @@ def nodes(rule: Rule, steps: int) -> tuple[Tensor, Tensor]:
 def ladder(max_steps: int) -> list[int]:
     """Return the numbers of nodes to try one after the other: 8, 16, 32 … ``max_steps``.
 
-    Doubling keeps the sum of all attempts below twice the last one.
+    Doubling keeps the sum of all attempts below twice the last one. An attempt with more than half
+    of the last number saves too little where it succeeds to pay for where it fails.
 
     Args:
         max_steps: The last number.
@@ -66,12 +67,12 @@ def ladder(max_steps: int) -> list[int]:
         Ascending numbers.
 
     Example:
-        >>> ladder(64), ladder(20), ladder(4)
-        ([8, 16, 32, 64], [8, 20], [4])
+        >>> ladder(64), ladder(20), ladder(12)
+        ([8, 16, 32, 64], [8, 20], [12])
     """
     rungs = []
     rung = FIRST
-    while 3 * rung <= 2 * max_steps:
+    while 2 * rung <= max_steps:
         rungs.append(rung)
         rung *= 2
     return [*rungs, max_steps]
