@@ -46,7 +46,7 @@ NOTHING, IDLE, THREE, INFLUENCE = "nothing", "idle", "three monitors", "Influenc
 EMPTY = "empty callback"
 PROMISES = (Promise(THREE, NOTHING, 1.02), Promise(INFLUENCE, NOTHING, 1.05))
 IDLE_SHARE, IDLE_MICROSECONDS = 1e-3, 20.0
-SMALL_TURNS, SMALL_STEPS = 600, 5
+SMALL_TURNS, SMALL_STEPS = 150, 25
 
 
 def idle() -> MeasurementMonitor:
@@ -247,7 +247,7 @@ def nothing(folder: str) -> dict[str, list[float]]:
         whole = [Turn(turns, name, SMALL_STEPS), *callbacks]
         works[name] = functools.partial(train, Nothing, loader, steps, whole, own)
     turns.run(works)
-    warm = {name: seconds[20:-1] for name, seconds in turns.seconds.items()}
+    warm = {name: seconds[10:-1] for name, seconds in turns.seconds.items()}
     return {name: [s / SMALL_STEPS * 1e6 for s in seconds] for name, seconds in warm.items()}
 
 
