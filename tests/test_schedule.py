@@ -124,7 +124,7 @@ def test_only_validation() -> None:
         ),
         (
             {"every_n_epochs": 1, "train_time_interval": timedelta(1)},
-            "got every_n_epochs and train_time_interval. For a second schedule add MeasurementMonitor",
+            "got every_n_epochs and train_time_interval. For a second schedule add",
         ),
         ({"every_n_train_steps": 0}, "every_n_train_steps: expected a positive int, got 0"),
         ({"every_n_epochs": -1}, "every_n_epochs: expected a positive int, got -1"),
