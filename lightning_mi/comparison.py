@@ -6,6 +6,7 @@ of the prompt with where saliency and integrated gradients say that the answer c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -41,6 +42,7 @@ def spearman(a: Tensor, b: Tensor) -> float:
     return min(1.0, max(-1.0, float((x * y).sum()) / scale)) if scale else float("nan")
 
 
+@functools.lru_cache(maxsize=256)  # the prompt's length does not change from firing to firing
 def permutation_floor(n: int, *, level: float = 0.95, draws: int = 1000, seed: int = 0) -> float:
     """Return how large a rank correlation of n positions gets by chance.
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..batch import tree_map
 from ..errors import ArgumentError, ModelError, TapError
+from ..measurement import check_device
 from ..task import Task
 
 __all__ = ["Entry", "Lookup", "enter"]
@@ -278,14 +279,7 @@ def _moved(lookup: Lookup) -> str:
 
 
 def _check_inputs(model: nn.Module, inputs: Tensor) -> None:
-    home = next((p.device for p in model.parameters()), inputs.device)
-    if inputs.device != home:
-        raise ArgumentError.of(
-            "inputs",
-            expected=f"tensors on the model's device, {home}",
-            got=str(inputs.device),
-            do="Move them with .to(device).",
-        )
+    check_device(model, inputs, "inputs", "Move them with .to(device).")
     if inputs.ndim == 0 or inputs.numel() == 0:
         raise ArgumentError.of(
             "inputs",
