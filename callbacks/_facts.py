@@ -57,7 +57,6 @@ def facts(trainer: Trainer, model: nn.Module) -> dict[str, Any]:
             "lightning": _version(type(trainer)),
         },
         "made": time.strftime("%Y-%m-%d %H:%M"),
-        "state": "running",
     }
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batch import batch_size, cloned, cut, main_input, moved
+from ..batch import batch_size, cloned, cut, moved
 from ..checkpoints import STATE_MARK
 from ..comparison import agreement
 from ..influence import tracin_sum
-from ..measurement import Context, IndexedData
+from ..measurement import Context, IndexedData, at_home
 from ..record import Record, scalar
 from ..runs import Run
 from ..sinks import Sink, sinks_for
@@ -28,6 +28,9 @@ __all__ = ["Session"]
 
 PATIENCE = 50
 """Between two reports pass so many times what one takes, so that they cost 2 % at most."""
+
+MOVING = ("state", "summary")
+"""Facts about a run that change, and so are no constants for a logger."""
 
 BATCH = 8
 """Examples of the measured batch that are kept, where the user gives none."""
@@ -53,7 +56,7 @@ class Session:
         self._tasks: dict[int, Task] = {}
         self._moment: dict[str, Record] = {}
         self._written: set[str] = set()
-        self._finished = False
+        self._begun = self._finished = False
         self._report_due = 0.0
 
     # ---------------------------------------------------------------- life
@@ -74,9 +77,8 @@ class Session:
             self.batch = self.run.batch()  # a resumed run goes on with the batch it had
         self.sinks = sinks_for(trainer.loggers)
         say(trainer, f"lightning_mi: records go to {self.run.path}")
-        constants = {k: v for k, v in self.run.info.items() if k != "state"}
         for sink in self.sinks:
-            sink.start(constants)
+            sink.start({k: v for k, v in self.run.info.items() if k not in MOVING})
 
     def _own_folder(self) -> Path:
         """Return a folder that holds no other run, unless this one continues it."""
@@ -89,7 +91,7 @@ class Session:
 
     def _continue(self) -> None:
         """Bring the records of the interrupted run along, where it lies in another folder."""
-        step = int(self.restored.get("step") or 0)  # the Trainer does not know it yet
+        step = int(self.restored.get("step") or 0)  # a resuming Trainer does not know it yet
         before = self.restored.get("run")
         if before is None or self.run is None:
             return
@@ -207,7 +209,6 @@ class Session:
             The context of this step.
         """
         step = trainer.global_step
-        own = batch is not None
         batch = self.batch if batch is None else batch
         key = (step, id(batch))
         if self._context is not None and self._context[0] == key and task is None:
@@ -215,14 +216,11 @@ class Session:
             context.dataset = context.dataset or dataset
             return context
         known = self._inferred(batch) if task is None else task
-        home = next(model.parameters(), torch.empty(0))
         if batch is not None:
             self.keep_batch(batch)
-            batch = moved(batch, home.device, home.dtype)
-            batch = cloned(batch) if not own and _is_inference(batch) else batch
         context = Context(
             model,
-            batch,
+            at_home(model, batch),
             known,
             step=step,
             epoch=trainer.current_epoch,
@@ -281,9 +279,9 @@ class Session:
             trainer: A Trainer whose loaders are set up, so that it knows how long it will train.
         """
         self.progress.begin()
-        if self.run is not None and "length" not in self._written:
-            self._written.add("length")
-            self.run.update_info(max_steps=planned_steps(trainer))
+        if self.run is not None and not self._begun:
+            self._begun = True
+            self.run.update_info(max_steps=planned_steps(trainer), state="running")
 
     def forget(self) -> None:
         """Drop everything that refers to the model or its tensors."""
@@ -329,7 +327,3 @@ def _builtin(batch: Any) -> Any:
     if isinstance(batch, Tensor):
         return batch.detach().as_subclass(Tensor)
     return batch if isinstance(batch, str | int | float | bool) else None
-
-
-def _is_inference(batch: Any) -> bool:
-    return main_input(batch).is_inference()

@@ -142,7 +142,7 @@ class MeasurementMonitor(Callback):
             LightningMIError: If the strategy shards the model.
             ArgumentError: If the schedule never fires, or two measurements have one name.
         """
-        monitors = [c for c in trainer.callbacks if isinstance(c, MeasurementMonitor)]  # type: ignore[attr-defined]
+        monitors = _monitors(trainer)
         sharded = class_names(trainer.strategy) & SHARDED
         if sharded:
             raise LightningMIError(
@@ -177,7 +177,7 @@ class MeasurementMonitor(Callback):
         self._session = Session(folder, writes=bool(writes))
         if earlier is not None and earlier.run is not None:
             # A second fit or a validate of the same Trainer goes on in the same run.
-            self._session.restored = earlier.state(None, None)
+            self._session.restored = earlier.state(trainer, None)
             self._session.batch = earlier.batch
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -191,8 +191,8 @@ class MeasurementMonitor(Callback):
 
     def _ready(self, trainer: Trainer, model: LightningModule) -> Session:
         session = self._shared
-        if self._restored:
-            session.restored = session.restored or self._restored
+        if self._restored:  # a checkpoint knows better than an earlier fit of this Trainer
+            session.restored, self._restored = self._restored, {}
         datamodule = getattr(trainer, "datamodule", None)
         owners = (getattr(model, "tokenizer", None), getattr(datamodule, "tokenizer", None))
         tokenizer = next((t for t in (self.tokenizer, *owners) if t is not None), None)
@@ -229,8 +229,7 @@ class MeasurementMonitor(Callback):
             trainer: The Trainer.
             pl_module: The user's model.
         """
-        monitors = [c for c in trainer.callbacks if isinstance(c, MeasurementMonitor)]  # type: ignore[attr-defined]
-        self._shared.finish("finished", report=any(c.report for c in monitors))
+        self._shared.finish("finished", report=_wants_report(trainer))
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -243,7 +242,7 @@ class MeasurementMonitor(Callback):
             exception: What happened.
         """
         if self._session is not None:
-            self._session.finish("interrupted", report=self.report)
+            self._session.finish("interrupted", report=_wants_report(trainer))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of model and Trainer.
@@ -508,3 +507,11 @@ class MeasurementMonitor(Callback):
         self._restored = state_dict
         self._fired_at = state_dict.get("fired_at")
         self.skipped = int(state_dict.get("skipped") or 0)
+
+
+def _monitors(trainer: Trainer) -> list[MeasurementMonitor]:
+    return [c for c in trainer.callbacks if isinstance(c, MeasurementMonitor)]  # type: ignore[attr-defined]
+
+
+def _wants_report(trainer: Trainer) -> bool:
+    return any(monitor.report for monitor in _monitors(trainer))

@@ -14,11 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batch import moved
 from .comparison import agreement
 from .errors import ArgumentError, ModelError
 from .isolation import unwrapped
-from .measurement import Context, IndexedData, Measurement, as_list, check_names, measure
+from .measurement import (
+    Context,
+    IndexedData,
+    Measurement,
+    as_list,
+    at_home,
+    check_names,
+    measure,
+)
 from .progress import track
 from .record import Record
 from .runs import Run
@@ -188,7 +195,7 @@ def sweep(
         load_weights(copied, state.weights, path)
         context = Context(
             copied,
-            _at_home(copied, batch),
+            at_home(copied, batch),
             task,
             step=state.step,
             epoch=state.epoch,
@@ -261,11 +268,6 @@ def _comparable(scores: Sequence[Record]) -> list[Record]:
     """Keep swept scores of the steps that were measured live, if any were: sums then compare."""
     live = {r.step for r in scores if r.source == "live"}
     return [r for r in scores if r.source == "sweep" and (not live or r.step in live)]
-
-
-def _at_home(model: nn.Module, batch: Any) -> Any:
-    home = next(model.parameters(), torch.empty(0))
-    return None if batch is None else moved(batch, home.device, home.dtype)
 
 
 def _order(path: Path) -> tuple[list[int], str]:

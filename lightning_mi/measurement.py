@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batch import cloned, fingerprint, main_input, tree_map
+from .batch import cloned, fingerprint, main_input, moved, tree_map
 from .errors import ArgumentError
 from .inferring import infer_task
 from .isolation import untouched
@@ -173,7 +173,7 @@ class Context:
         self.dataset = dataset
         self.learning_rates = dict(learning_rates or {})
         self.decode = decode
-        self._model, self._batch, self._task = model, batch, task
+        self._model, self._batch, self._task = model, _usable(batch), task
         self._memo: dict[Hashable, Any] = {}
 
     @property
@@ -314,9 +314,12 @@ def measure(
     check_names(chosen)
     with untouched(model) as quiet, nullcontext() if inside is None else inside():
         if context is None:
-            context = Context(quiet, _usable(batch), task, step=step)
+            context = Context(quiet, batch, task, step=step)
         if context.has_batch:
-            _check_device(quiet, context.batch)
+            inputs = main_input(context.batch)
+            check_device(
+                quiet, inputs, "batch", "Move the batch; the monitors do so by themselves."
+            )
         readings = [(m, _checked(m, m(quiet, context))) for m in chosen]
     recipes = {m.name: describe(m) for m in chosen}
     return [
@@ -397,6 +400,20 @@ def check_names(measurements: Iterable[Measurement]) -> None:
         seen.add(m.name)
 
 
+def at_home(model: nn.Module, batch: Any) -> Any:
+    """Return a batch on the model's device, its floats in the precision of the weights.
+
+    Args:
+        model: The model.
+        batch: Any batch, or None.
+
+    Returns:
+        The batch; tensors that are right already are not copied.
+    """
+    home = next(model.parameters(), torch.empty(0))
+    return None if batch is None else moved(batch, home.device, home.dtype)
+
+
 def describe(thing: Any) -> Any:
     """Return a recipe as JSON: class path and arguments, the form that a YAML file would have.
 
@@ -459,13 +476,23 @@ def _path(thing: Any) -> str:
     return f"{thing.__module__}.{thing.__qualname__}"
 
 
-def _check_device(model: nn.Module, batch: Any) -> None:
-    inputs = main_input(batch)
+def check_device(model: nn.Module, inputs: Tensor, argument: str, do: str) -> None:
+    """Refuse inputs that lie on another device than the model.
+
+    Args:
+        model: The model.
+        inputs: The inputs.
+        argument: What the user called them.
+        do: What the user can do.
+
+    Raises:
+        ArgumentError: If the devices differ.
+    """
     home = next((p.device for p in model.parameters()), inputs.device)
     if inputs.device != home:
         raise ArgumentError.of(
-            "batch",
+            argument,
             expected=f"tensors on the model's device, {home}",
             got=str(inputs.device),
-            do="Move the batch; the monitors do so by themselves.",
+            do=do,
         )

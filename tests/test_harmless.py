@@ -167,6 +167,42 @@ def test_measures_inside_inference_mode(stage: str, tmp_path: Any) -> None:
     assert fitted.global_step == 2
 
 
+def test_batch_of_the_user_is_measured_inside_inference_mode(tmp_path: Any) -> None:
+    model = language_model().double()
+    with torch.inference_mode():
+        batch = torch.randint(0, cases.VOCABULARY, (2, cases.LENGTH))
+    monitor = SaliencyMonitor(batch=batch, on_validation=True)
+    fitted = trainer(callbacks=[monitor], default_root_dir=tmp_path)
+    fitted.validate(model, loaders()[1], verbose=False)
+    assert monitor.run_path is not None
+    assert not batch.is_floating_point()
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_floats_are_measured_inside_inference_mode(own: bool, tmp_path: Any) -> None:
+    """Moving a batch to the precision of the weights makes new tensors, there without gradients."""
+    pl = cases.lightning()
+
+    class Table(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(4, 3).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self(batch[0].double())
+
+    data = torch.utils.data.TensorDataset(torch.randn(8, 4), torch.randint(0, 3, (8,)))
+    batch = (torch.randn(2, 4), torch.tensor([0, 1])) if own else None
+    monitor = SaliencyMonitor(batch=batch, on_validation=True)
+    fitted = trainer(callbacks=[monitor], default_root_dir=tmp_path)
+    fitted.validate(Table(), torch.utils.data.DataLoader(data, 4), verbose=False)
+    assert monitor.failed == 0
+    assert monitor.run_path is not None
+
+
 def test_model_is_let_go(tmp_path: Any) -> None:
     import gc
     import weakref

@@ -121,6 +121,33 @@ def test_resumed_run_has_each_step_once(same_folder: bool, tmp_path: Any) -> Non
     assert [r.samples for r in records] == [8 * r.step for r in records]
 
 
+def test_validating_after_training_keeps_what_was_recorded(tmp_path: Any) -> None:
+    monitor = MeasurementMonitor(measurements=[Norm()], every_n_train_steps=2, on_validation=True)
+    fitted = trainer(callbacks=[monitor], default_root_dir=tmp_path, max_steps=4)
+    model = language_model()
+    fitted.fit(model, *loaders())
+    assert steps_of(tmp_path) == [0, 2, 4]
+    fitted.validate(model, loaders()[1], verbose=False)
+    assert steps_of(tmp_path) == [0, 2, 4]
+    run = Run.open(tmp_path)
+    assert run.info["state"] == "finished"
+    assert {r.step: r.samples for r in run.records("norm")} == {0: 0, 2: 16, 4: 32}
+
+
+@pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode")
+def test_second_fit_of_a_trainer_goes_on(tmp_path: Any) -> None:
+    monitor = MeasurementMonitor(measurements=[Norm()], every_n_train_steps=2)
+    fitted = trainer(callbacks=[monitor], default_root_dir=tmp_path, max_steps=4)
+    model = language_model()
+    fitted.fit(model, *loaders())
+    fitted.fit_loop.epoch_loop.max_steps = 8
+    fitted.fit(model, *loaders())
+    assert steps_of(tmp_path) == [0, 2, 4, 6, 8]
+    run = Run.open(tmp_path)
+    assert run.info["state"] == "finished"
+    assert run.info["max_steps"] == 8
+
+
 def test_steps_that_were_trained_away_do_not_count(tmp_path: Any) -> None:
     def run(every: int, steps: int, checkpoint: Any = None) -> None:
         monitor = MeasurementMonitor(measurements=[Norm()], every_n_train_steps=every)
@@ -131,6 +158,24 @@ def test_steps_that_were_trained_away_do_not_count(tmp_path: Any) -> None:
     run(2, 7)
     run(3, 9, tmp_path / "saved" / "step=4.ckpt")
     assert steps_of(tmp_path) == [0, 2, 4, 6, 9]
+
+
+def test_report_is_written_whichever_monitor_asks_and_fails(tmp_path: Any) -> None:
+    pl = cases.lightning()
+
+    class Breaks(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 2:
+                raise RuntimeError("the run breaks")
+
+    quiet = MeasurementMonitor(measurements=[Norm()], every_n_train_steps=1)
+    asks = MeasurementMonitor(measurements=[Norm("second")], at_end=True, report=True)
+    fitted = trainer(callbacks=[quiet, asks, Breaks()], default_root_dir=tmp_path)
+    with pytest.raises(RuntimeError, match="the run breaks"):
+        fitted.fit(language_model(), *loaders())
+    run = Run.open(tmp_path)
+    assert run.info["state"] == "interrupted"
+    assert run.report.exists()
 
 
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
