@@ -285,7 +285,7 @@ def test_fast_way_equals_the_pattern_whatever_the_mask(name: str, padded: bool) 
 
 
 def test_scores_do_not_depend_on_how_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_mi.circuits import entries
+    from lightning_mi.circuits.heads import entries
 
     model, tokens = llama(), RepeatedTokens(61, length=20).tokens()
     whole = scores(model, tokens)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from .heads import HeadScores, head_scores
-from .losses import copy_losses, icl_score, icl_slope
-from .prompt import PromptAttention
+from .heads import (
+    HeadScores,
+    PromptAttention,
+    copy_losses,
+    head_scores,
+    icl_score,
+    icl_slope,
+)
 
 __all__ = [
     # measurements

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention import Site, tap
-from ..batch import attention_mask_of
-from ..behaviors import RepeatedTokens
-from ..errors import ArgumentError
-from ..measurement import Context
-from ..nodes import Head
-from ..record import Panel
-from ..target import Logit, positions
-from ..task import IGNORED, NextToken
+from ...attention import Site, tap
+from ...batch import attention_mask_of
+from ...behaviors import RepeatedTokens
+from ...errors import ArgumentError
+from ...measurement import Context
+from ...nodes import Head
+from ...record import Panel
+from ...target import Logit, positions
+from ...task import IGNORED, NextToken
 from .scored import scored
 from .survey import run_tokens
 

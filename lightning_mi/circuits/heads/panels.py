@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..measurement import Context
-from ..record import Panel, scalar
-from ..task import IGNORED, NextToken
+from ...measurement import Context
+from ...record import Panel, scalar
+from ...task import IGNORED, NextToken
 from .entries import SCORES
 from .losses import copy_losses, icl_score, icl_slope
 from .scored import Scored

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..attention import Site
-from ..attention.site import grouped_product, widened
-from ..behaviors import matches
+from ...attention import Site
+from ...attention.site import grouped_product, widened
+from ...behaviors import matches
 
 __all__ = ["Entries", "Means", "Reach"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention import Site, tap
-from ..errors import LightningMIError, ModelError
-from ..task import NextToken, Task
+from ...attention import Site, tap
+from ...errors import LightningMIError, ModelError
+from ...task import NextToken, Task
 
 __all__ = ["Survey", "run_tokens", "survey"]
 

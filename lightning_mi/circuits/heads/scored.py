@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention import tap
-from ..batch import attention_mask_of, main_input
-from ..behaviors import RepeatedTokens
-from ..errors import ArgumentError
-from ..inferring import infer_task
-from ..measurement import Context
-from ..task import NextToken, Task
+from ...attention import tap
+from ...batch import attention_mask_of, main_input
+from ...behaviors import RepeatedTokens
+from ...errors import ArgumentError
+from ...inferring import infer_task
+from ...measurement import Context
+from ...task import NextToken, Task
 from .entries import Entries
 from .survey import survey
 from .table import HeadTable, head_table

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..attention import Site, tap
-from ..errors import ArgumentError, ModelError
-from ..task import Task
+from ...attention import Site, tap
+from ...errors import ArgumentError, ModelError
+from ...task import Task
 from .entries import Entries, Means
 from .survey import run_tokens
 

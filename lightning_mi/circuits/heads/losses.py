@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..behaviors import RepeatedTokens
+from ...behaviors import RepeatedTokens
 
 __all__ = ["copy_losses", "icl_indices", "icl_score", "icl_slope"]
 

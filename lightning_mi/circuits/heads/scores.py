@@ -12,12 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..behaviors import RepeatedTokens
-from ..errors import ArgumentError
-from ..isolation import untouched
-from ..measurement import Context
-from ..record import Panel
-from ..task import Task
+from ...behaviors import RepeatedTokens
+from ...errors import ArgumentError
+from ...isolation import untouched
+from ...measurement import Context
+from ...record import Panel
+from ...task import Task
 from .entries import Entries
 from .panels import control_panels, copy_panels, icl_panels, score_panels
 from .scored import scored

@@ -1,0 +1,1 @@
+"""How far an attribution can be believed."""

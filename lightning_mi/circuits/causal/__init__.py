@@ -1,0 +1,1 @@
+"""Change a part and see what the behaviour does: interventions, patching, edges, circuits."""

@@ -1,0 +1,1 @@
+"""What each part writes towards the answer: logit attribution, lenses, patterns, roles."""

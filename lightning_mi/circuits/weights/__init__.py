@@ -1,0 +1,1 @@
+"""What the weights alone say: copying, composition, subspaces."""

@@ -1,0 +1,1 @@
+"""How far influence scores can be believed."""
