@@ -105,22 +105,30 @@ class Site:
         logits = self.logits(examples, queries)
         return safe_softmax(logits)
 
-    def reachable(self) -> Tensor | None:
+    def reachable(
+        self, examples: slice = slice(None), queries: slice = slice(None)
+    ) -> Tensor | None:
         """Return which keys a query may look at at all.
 
+        Args:
+            examples: Which examples.
+            queries: Which query positions.
+
         Returns:
-            Boolean ``[1 or batch, 1 or head, query, key]``, or None where every key is reachable.
+            Boolean ``[1 or example, 1 or head, query, key]``, or None where every key is reachable.
         """
-        mask = self._mask(slice(None), slice(None))
+        rows = range(*queries.indices(self.q.shape[2]))
+        mask = self._mask(examples, queries)
         if mask is not None and mask.dtype != torch.bool:
             mask = within(mask)
         if self.causal:
-            size = (self.q.shape[2], self.k.shape[2])
-            lower = torch.ones(size, dtype=torch.bool, device=self.q.device).tril()[None, None]
+            keys = torch.arange(self.k.shape[2], device=self.q.device)
+            own = torch.arange(rows.start, rows.stop, device=self.q.device)
+            lower = (keys <= own[:, None])[None, None]
             mask = lower if mask is None else mask & lower
         if mask is None:
             return None
-        return mask.expand(*mask.shape[:2], self.q.shape[2], self.k.shape[2])
+        return mask.expand(*mask.shape[:2], len(rows), self.k.shape[2])
 
     def bias(self, example: Tensor, query: Tensor, key: Tensor) -> Tensor | float:
         """Return what an additive mask adds to single logits.

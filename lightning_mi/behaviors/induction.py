@@ -12,6 +12,9 @@ from ..errors import ArgumentError
 
 __all__ = ["RepeatedTokens", "matches"]
 
+PAIRS = 1 << 20
+"""Pairs of positions compared at a time."""
+
 
 @dataclass(frozen=True)
 class RepeatedTokens:
@@ -192,12 +195,17 @@ def matches(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         >>> matches(torch.tensor([[5, 6, 5]]))
         tensor([[0, 2, 0]])
     """
-    found = []
-    for index, row in enumerate(tokens):  # one at a time: position x position fits in memory
-        same = (row[:, None] == row).tril(-1)
-        if mask is not None:
-            real = mask[index].bool()
-            same &= real & real[:, None]
-        pairs = same.nonzero()
-        found.append(torch.cat([torch.full_like(pairs[:, :1], index), pairs], 1))
+    found = [tokens.new_zeros(0, 3, dtype=torch.long)]
+    length = tokens.shape[1]
+    rows = max(1, PAIRS // max(1, length))  # position x position would not fit in memory
+    for index, row in enumerate(tokens):
+        real = None if mask is None else mask[index].bool()
+        for top in range(0, length, rows):
+            later = row[top : top + rows, None]
+            same = (later == row).tril(top - 1)
+            if real is not None:
+                same &= real & real[top : top + rows, None]
+            pairs = same.nonzero()
+            pairs[:, 0] += top
+            found.append(torch.cat([torch.full_like(pairs[:, :1], index), pairs], 1))
     return torch.cat(found)

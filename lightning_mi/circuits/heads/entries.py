@@ -48,7 +48,7 @@ class Entries:
     key: Tensor
 
     @classmethod
-    def of(cls, tokens: Tensor, mask: Tensor | None = None) -> Entries:
+    def of(cls, tokens: Tensor, documents: Tensor | None = None) -> Entries:
         """Return the entries of the five head scores for given tokens.
 
         With T(t) the targets of query t: induction {p+1 : p<t, x_p = x_t}, duplicate token
@@ -57,16 +57,20 @@ class Entries:
 
         Args:
             tokens: Ids ``[example, position]``.
-            mask: True at real tokens; positions count from the first real one.
+            documents: 0 at padding, else the number of the document (a mask of ones and zeros is
+                one document a row). Positions count from a document's first token, and no target
+                lies in another document.
 
         Returns:
             The entries.
         """
-        found = matches(tokens, mask)
+        found = matches(_apart(tokens, documents), documents)
         repeats = found + torch.tensor([0, 0, 1], device=found.device)
-        if mask is not None:
-            repeats = repeats[mask.bool()[repeats[:, 0], repeats[:, 2]]]
-        own = _queries(tokens, mask)
+        if documents is not None:
+            number = documents.long()
+            there = number[repeats[:, 0], repeats[:, 2]]
+            repeats = repeats[there == number[repeats[:, 0], repeats[:, 1]]]
+        own = _queries(tokens, documents)
         example, query, first = own.unbind(1)
         lists = [
             repeats,
@@ -242,13 +246,14 @@ class Means:
         """Return blocks of examples and queries, with the entries inside each."""
         width = site.heads * site.k.shape[2]
         if width not in self._blocks:
-            self._blocks[width] = list(_blocks(self.entries, width))
+            self._blocks[width] = list(_blocks(self.entries, width, split=True))
         return self._blocks[width]
 
 
-def _blocks(e: Entries, width: int) -> Iterator[tuple[slice, slice, Tensor]]:
+def _blocks(e: Entries, width: int, *, split: bool) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yield blocks of examples (all at once, or split) and queries, with the entries inside."""
     rows = max(1, min(e.positions, BLOCK // width))
-    many = max(1, BLOCK // (width * e.positions))
+    many = max(1, BLOCK // (width * e.positions)) if split else max(1, e.examples)
     for first in range(0, e.examples, many):
         for top in range(0, e.positions, rows):
             here = (e.example >= first) & (e.example < first + many)
@@ -260,20 +265,45 @@ def _blocks(e: Entries, width: int) -> Iterator[tuple[slice, slice, Tensor]]:
 
 def _reached(e: Entries, site: Site) -> tuple[Tensor, Tensor]:
     """Return whether each entry is reachable, and how many keys its query can reach."""
-    mask = site.reachable() if site.mask is not None else None
-    if mask is None:
+    if site.mask is None:
         keys = e.query + 1 if site.causal else torch.full_like(e.query, site.k.shape[2])
         allowed = e.key <= e.query if site.causal else torch.ones_like(e.key, dtype=torch.bool)
         return allowed[:, None], keys[:, None].float()
-    example = e.example if len(mask) > 1 else torch.zeros_like(e.example)
-    keys = mask.sum(-1)[example, :, e.query]
-    return mask[example, :, e.query, e.key], keys.clamp(min=1).float()
+    shape = tuple(site.mask.shape[:-2])[-2:]
+    batch, heads = (1,) * (2 - len(shape)) + shape
+    width = heads * site.k.shape[2]
+    allowed = e.key.new_zeros(len(e), heads, dtype=torch.bool)
+    keys = e.key.new_zeros(len(e), heads, dtype=torch.float32)
+    # In blocks: what a mask allows would take position x position for each sequence.
+    for examples, queries, inside in _blocks(e, width, split=batch > 1):
+        mask = site.reachable(examples, queries)
+        if mask is not None:
+            example = (e.example[inside] - examples.start) * (len(mask) > 1)
+            place = (example, slice(None), e.query[inside] - queries.start)
+            allowed[inside] = mask[(*place, e.key[inside])]
+            keys[inside] = mask.sum(-1)[place].float()
+    return allowed, keys.clamp(min=1)
 
 
-def _queries(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """Return example, query and first position of every query from the third real token on."""
-    real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
-    number = real.long().cumsum(1) - 1
-    first = real.float().argmax(1)
-    found = (real & (number >= 2)).nonzero()
-    return torch.cat([found, first[found[:, 0], None]], 1)
+def _apart(tokens: Tensor, documents: Tensor | None) -> Tensor:
+    """Return other ids, by which equal tokens of two documents are two tokens."""
+    if documents is None or not tokens.numel():
+        return tokens
+    return tokens + (tokens.max() + 1 - tokens.min()) * documents.long()
+
+
+def _queries(tokens: Tensor, documents: Tensor | None) -> Tensor:
+    """Return example, query and first position of every query from its document's third token."""
+    number = torch.ones_like(tokens) if documents is None else documents.long()
+    real = number > 0
+    count = real.long().cumsum(1) - 1
+    begins = real & torch.cat([real[:, :1], number[:, 1:] != _last_real(number)[:, :-1]], 1)
+    places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    first = torch.where(begins, places, 0).cummax(1).values
+    found = (real & (count - count.gather(1, first) >= 2)).nonzero()
+    return torch.cat([found, first[found[:, 0], found[:, 1], None]], 1)
+
+
+def _last_real(number: Tensor) -> Tensor:
+    """Return the latest document number up to each position, 0 before the first."""
+    return number.cummax(1).values

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ...attention import tap
-from ...batch import attention_mask_of, main_input
+from ...batch import main_input
 from ...behaviors import RepeatedTokens
 from ...errors import ArgumentError
 from ...inferring import infer_task
 from ...measurement import Context
 from ...task import NextToken, Task
 from .entries import Entries
+from .layout import layout_of
 from .survey import survey
 from .table import HeadTable, head_table
 
@@ -63,10 +64,10 @@ def scored(model: nn.Module, context: Context, tokens: RepeatedTokens | None) ->
 
 def _given(model: nn.Module, context: Context) -> Scored:
     _require_ids(model, context)
-    ids, mask = context.task.inputs(context.batch), attention_mask_of(context.batch)
-    mask = None if mask is None else mask[:, : ids.shape[1]]
+    ids = context.task.inputs(context.batch)
     seen = survey(model, context.task)
-    table = head_table(model, context.task, ids, mask, stop_after=seen.sites - 1)
+    layout = layout_of(context.batch, ids)
+    table = head_table(model, context.task, ids, layout, stop_after=seen.sites - 1)
     convention = {"protocol": "given tokens", "sequences": len(ids), "positions": ids.shape[1]}
     return Scored(table, None, None, None, convention, seen.causal)
 

@@ -19,6 +19,7 @@ from ...measurement import Context
 from ...record import Panel
 from ...task import Task
 from .entries import Entries
+from .layout import Layout
 from .panels import control_panels, copy_panels, icl_panels, score_panels
 from .scored import scored
 from .survey import survey
@@ -33,6 +34,7 @@ def head_scores(
     *,
     reduce: Literal["mean"] | None = "mean",
     attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
     positions_of: Tensor | None = None,
     task: Task | None = None,
 ) -> dict[str, Tensor]:
@@ -58,7 +60,11 @@ def head_scores(
         model: Any model of token ids with self-attention; its mode and state are left as they are.
         tokens: Ids ``[sequence, position]``, on the model's device.
         reduce: ``"mean"`` over sequences, or None.
-        attention_mask: 1 at real tokens; positions count from the first real one.
+        attention_mask: 1 at real tokens ``[sequence, position]``; positions count from the first
+            real one. Or a block mask of packed sequences ``[sequence, 1, query, key]``: positions
+            count from the first token of each document, and no target lies in another one.
+        position_ids: Position ids, if the model takes them; where they start anew a new document
+            begins. For left padding they are built, and checked to have done their work.
         positions_of: Tokens whose targets are read instead, the same shape: with
             ``tokens=protocol.matched()`` this is the matched null.
         task: How the model is called, if not with the ids alone.
@@ -68,7 +74,8 @@ def head_scores(
         the self-attentions in the order in which they run; NaN where there is nothing to measure.
 
     Raises:
-        ArgumentError: If tokens are no batch of ids, or ``reduce`` is neither.
+        ArgumentError: If tokens are no batch of ids, a mask does not fit them, or ``reduce`` is
+            neither.
 
     Example:
         >>> from transformers import GPT2Config, GPT2Model
@@ -81,11 +88,13 @@ def head_scores(
     if reduce not in ("mean", None):
         raise ArgumentError.of("reduce", expected="'mean' or None", got=repr(reduce), do="Choose.")
     chosen, wants_grad = task or Task(), torch.is_grad_enabled()
-    entries = None if positions_of is None else Entries.of(positions_of, attention_mask)
+    layout = Layout(attention_mask, position_ids)
+    documents = layout.documents(tokens)
+    entries = None if positions_of is None else Entries.of(positions_of, documents)
     with untouched(model) as plain, torch.set_grad_enabled(wants_grad):
         with torch.no_grad():
             last = survey(plain, chosen).sites - 1
-        table = head_table(plain, chosen, tokens, attention_mask, entries=entries, stop_after=last)
+        table = head_table(plain, chosen, tokens, layout, entries=entries, stop_after=last)
     named = {}
     for name in table.scores:
         named[name], named[f"{name}_null"] = table.scores[name], table.nulls[name]

@@ -89,14 +89,21 @@ def survey(model: nn.Module, task: Task) -> Survey:
     return Survey(size, room, seen.count, special, not any(ahead))
 
 
-def run_tokens(model: nn.Module, task: Task, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+def run_tokens(
+    model: nn.Module,
+    task: Task,
+    ids: Tensor,
+    mask: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> Tensor:
     """Run a model on token ids of our own.
 
     Args:
         model: The user's model.
         task: How it is called.
         ids: Token ids ``[example, position]``.
-        mask: 1 at real tokens, or None.
+        mask: 1 at real tokens, or a block mask, or None.
+        positions: Position ids, or None.
 
     Returns:
         The outputs.
@@ -107,7 +114,9 @@ def run_tokens(model: nn.Module, task: Task, ids: Tensor, mask: Tensor | None = 
     if isinstance(task, NextToken) and task.drop_last_input:
         task = copy.copy(task)
         task.drop_last_input = False
-    batch: Any = ids if mask is None else {"input_ids": ids, "attention_mask": mask}
+    beside = {"attention_mask": mask, "position_ids": positions}
+    given = {name: value for name, value in beside.items() if value is not None}
+    batch: Any = {"input_ids": ids, **given} if given else ids
     try:
         return task.outputs(model, batch)
     except LightningMIError:

@@ -11,6 +11,7 @@ from ...attention import Site, tap
 from ...errors import ArgumentError, ModelError
 from ...task import Task
 from .entries import Entries, Means
+from .layout import Layout, require_harmless_padding
 from .survey import run_tokens
 
 __all__ = ["HeadTable", "check_tokens", "head_table"]
@@ -40,7 +41,7 @@ def head_table(
     model: nn.Module,
     task: Task,
     tokens: Tensor,
-    mask: Tensor | None = None,
+    layout: Layout | None = None,
     *,
     entries: Entries | None = None,
     stop_after: int | None = None,
@@ -51,14 +52,17 @@ def head_table(
         model: The user's model, in evaluation mode.
         task: How it is called.
         tokens: Ids ``[sequence, position]`` on the model's device.
-        mask: 1 at real tokens, or None.
+        layout: Mask and position ids, or None.
         entries: What is read of the patterns; None reads the five head scores of the tokens.
         stop_after: Index of the last attention; what follows it is not computed.
 
     Returns:
         The scores.
     """
-    means = Means((entries or Entries.of(tokens, mask)).to(tokens.device))
+    layout = layout or Layout()
+    require_harmless_padding(model, task, tokens, layout)
+    chosen = Entries.of(tokens, layout.documents(tokens)) if entries is None else entries
+    means = Means(chosen.to(tokens.device))
     modules: list[str] = []
     outputs: Tensor | None = None
 
@@ -68,7 +72,7 @@ def head_table(
         means.add(site)
 
     with tap(model, visit=visit, keep=False, normalizers=True, stop_after=stop_after):
-        outputs = run_tokens(model, task, tokens, mask)
+        outputs = run_tokens(model, task, tokens, layout.mask, layout.positions)
     heads = max(values.shape[2] for values in means.scores)
     scores = torch.stack([_padded(s, heads) for s in means.scores], 2)
     nulls = torch.stack(
