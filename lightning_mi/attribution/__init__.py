@@ -6,9 +6,17 @@ the same during training, over checkpoints and in a notebook.
 
 from __future__ import annotations
 
-from .gradients import Saliency, saliency
+from .gradients import InputXGradient, Saliency, input_x_gradient, saliency
 from .paths import IntegratedGradients, integrated_gradients
 from .result import Attribution
+from .smoothing import (
+    SmoothGrad,
+    SmoothGradSquared,
+    VarGrad,
+    smooth_grad,
+    smooth_grad_squared,
+    var_grad,
+)
 
 __all__ = [
     # what comes out
@@ -16,6 +24,15 @@ __all__ = [
     # gradients at the inputs
     "saliency",
     "Saliency",
+    "input_x_gradient",
+    "InputXGradient",
+    # gradients at noisy inputs
+    "smooth_grad",
+    "SmoothGrad",
+    "smooth_grad_squared",
+    "SmoothGradSquared",
+    "var_grad",
+    "VarGrad",
     # gradients along a path
     "integrated_gradients",
     "IntegratedGradients",

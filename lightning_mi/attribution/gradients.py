@@ -1,24 +1,36 @@
-"""Saliency: the gradient of a target with respect to the inputs (Simonyan et al. 2013)."""
+"""Gradients at the inputs: saliency (Simonyan et al. 2013) and input × gradient."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..batch import cut
 from ..errors import ArgumentError
-from ..measurement import Context
-from ..record import Reading
-from ..target import TargetLike, TargetOption
+from ..target import TargetLike
 from ..task import Task
 from .asking import asking, everything, recipe, slope
-from .question import widened
+from .entry import Entry
+from .measured import Attributed, check_examples, shareable, shortened
+from .question import Question, widened
 from .result import Attribution, axes_of, channel_axis
 
-__all__ = ["Kind", "Saliency", "saliency"]
+__all__ = [
+    "InputXGradient",
+    "Kind",
+    "Saliency",
+    "attributed",
+    "check_examples",
+    "check_kind",
+    "input_x_gradient",
+    "kept",
+    "saliency",
+    "shareable",
+    "shortened",
+]
 
 Kind: TypeAlias = Literal["absolute", "signed", "l2", "max"]
 """What is kept of a gradient."""
@@ -71,31 +83,74 @@ def saliency(
         >>> torch.equal(scores.values[0], model.weight[1].detach())
         True
     """
-    _check_kind(kind)
+    check_kind(kind)
     with asking(model, inputs, target, task, graph=True) as (entry, question):
         value = question(entry.outputs, everything(entry))
         gradient = entry.joined(slope(entry, question, value, entry.leaves))
-        reduced = kind in ("l2", "max") and not entry.is_tokens
-        return Attribution(
-            values=_kept(gradient, kind, tokens=entry.is_tokens),
-            method="saliency",
-            axes=axes_of(entry.inputs.shape, tokens=entry.is_tokens, reduced=reduced),
-            target=value.detach(),
+        return attributed(
+            entry,
+            question,
+            kept(gradient, kind, tokens=entry.is_tokens),
+            "saliency",
+            reduced=kind in ("l2", "max"),
+            value=value,
             unit=f"{question.unit} per unit",
-            ids=entry.inputs if entry.is_tokens else None,
-            position=question.position,
-            token=question.token,
-            convention={
-                "kind": "l2" if kind == "absolute" and entry.is_tokens else kind,
-                "sign": "positive raises the target" if kind == "signed" else "none",
-                "of": "word embedding" if entry.is_tokens else "inputs",
-                **recipe(target, question),
-            },
+            convention=said(entry, kind) | recipe(target, question),
+        )
+
+
+def input_x_gradient(
+    model: nn.Module,
+    inputs: Any,
+    target: TargetLike = None,
+    *,
+    kind: Literal["signed", "absolute"] = "signed",
+    task: Task | None = None,
+) -> Attribution:
+    """Return x · ∂F/∂x: what each input adds to a target F, were F linear (Shrikumar et al. 2016).
+
+    For token ids Σ_d e_td · g_td, with e the word embedding and g the gradient with respect to it.
+    Of a linear model without bias the scores add up to F; of a ReLU network without biases too.
+
+    Args:
+        model: The model; left exactly as it was, and measured in evaluation mode.
+        inputs: Floats, ids, or a whole batch, as in `saliency`.
+        target: As in `saliency`.
+        kind: ``"signed"``, or ``"absolute"``: the size of each score.
+        task: How the batch becomes outputs; None is inferred where it matters.
+
+    Returns:
+        Scores in units of the target, shaped like the inputs; one for each token.
+
+    Raises:
+        ArgumentError: If an argument cannot be used, as in `saliency`.
+
+    Example:
+        >>> model = nn.Linear(2, 3, bias=False)
+        >>> scores = input_x_gradient(model, torch.tensor([[1.0, -2.0]]), target=1)
+        >>> torch.allclose(scores.values.sum(1), scores.target)
+        True
+    """
+    check_kind(kind, ("signed", "absolute"))
+    with asking(model, inputs, target, task, graph=True) as (entry, question):
+        value = question(entry.outputs, everything(entry))
+        gradient = entry.joined(slope(entry, question, value, entry.leaves))
+        scores = widened(gradient) * widened(entry.point)
+        scores = scores.sum(-1) if entry.is_tokens else scores
+        scores = scores.abs() if kind == "absolute" else scores
+        return attributed(
+            entry,
+            question,
+            scores.to(gradient.dtype),
+            "input_x_gradient",
+            value=value,
+            unit=question.unit,
+            convention={**said(entry, kind), "kind": kind, **recipe(target, question)},
         )
 
 
 @dataclass(frozen=True, eq=False)
-class Saliency:
+class Saliency(Attributed):
     """`saliency` of the measured batch.
 
     Records ``saliency/values`` (axes example, position for tokens; example, channel, y, x for
@@ -104,110 +159,170 @@ class Saliency:
     Args:
         name: First part of the records' names.
         target: As in `saliency`.
-        kind: As in `saliency`.
         examples: Number of examples, from the first; None takes the whole batch.
+        kind: As in `saliency`.
 
     Raises:
         ArgumentError: If an argument cannot be used.
     """
 
     name: str = "saliency"
-    target: TargetOption | TargetLike = None
     kind: Kind = "absolute"
-    examples: int | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked before there is a model."""
-        _check_kind(self.kind)
-        check_examples(self.examples)
+        super().__post_init__()
+        check_kind(self.kind)
 
-    def attribution(self, model: nn.Module, context: Context) -> Attribution:
-        """Return the scores, computed once in a firing.
+    def compute(self, model: nn.Module, batch: Any, task: Task) -> Attribution:
+        """Call `saliency`.
 
         Args:
             model: The user's model.
-            context: Batch and task.
+            batch: The examples that are explained.
+            task: Runs the model.
 
         Returns:
             The scores.
         """
+        return saliency(model, batch, self.target, kind=self.kind, task=task)
 
-        def compute() -> Attribution:
-            batch = shortened(context.batch, self.examples)
-            return saliency(model, batch, self.target, kind=self.kind, task=context.task)
 
-        asked = shareable(self.target)
-        return context.shared(("attribution.saliency", asked, self.kind, self.examples), compute)
+@dataclass(frozen=True, eq=False)
+class InputXGradient(Attributed):
+    """`input_x_gradient` of the measured batch.
 
-    def __call__(self, model: nn.Module, context: Context) -> Reading:
-        """Measure.
+    Records ``input_x_gradient/values`` (axes as for `Saliency`) and ``input_x_gradient/target``.
+
+    Args:
+        name: First part of the records' names.
+        target: As in `saliency`.
+        examples: Number of examples, from the first; None takes the whole batch.
+        kind: As in `input_x_gradient`.
+
+    Raises:
+        ArgumentError: If an argument cannot be used.
+    """
+
+    name: str = "input_x_gradient"
+    kind: Literal["signed", "absolute"] = "signed"
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before there is a model."""
+        super().__post_init__()
+        check_kind(self.kind, ("signed", "absolute"))
+
+    def compute(self, model: nn.Module, batch: Any, task: Task) -> Attribution:
+        """Call `input_x_gradient`.
 
         Args:
             model: The user's model.
-            context: Batch and task.
+            batch: The examples that are explained.
+            task: Runs the model.
 
         Returns:
-            ``values`` and ``target``.
+            The scores.
         """
-        return self.attribution(model, context).reading(context.texts)
+        return input_x_gradient(model, batch, self.target, kind=self.kind, task=task)
 
 
-def check_examples(examples: int | None) -> None:
-    """Refuse impossible numbers of examples.
-
-    Args:
-        examples: A number or None.
-
-    Raises:
-        ArgumentError: If it is less than 1.
-    """
-    if examples is not None and (not isinstance(examples, int) or examples < 1):
-        raise ArgumentError.of(
-            "examples", expected="a positive int or None", got=repr(examples), do="Pass None: all."
-        )
-
-
-def shortened(batch: Any, examples: int | None) -> Any:
-    """Return the first examples of a batch.
+def attributed(
+    entry: Entry,
+    question: Question,
+    scores: Tensor,
+    method: str,
+    *,
+    unit: str,
+    convention: Mapping[str, Any],
+    reduced: bool = False,
+    value: Tensor | None = None,
+    axes: tuple[str, ...] | None = None,
+) -> Attribution:
+    """Return scores together with what was asked.
 
     Args:
-        batch: Any batch.
-        examples: How many; None takes all.
+        entry: Where the model was run.
+        question: What was asked.
+        scores: The scores.
+        method: Name of the method.
+        unit: Unit of the scores.
+        convention: What is needed to read them.
+        reduced: Whether the channel axis of float inputs is gone.
+        value: The target's value at the inputs; None computes it.
+        axes: Names of the axes; None takes those of the inputs.
 
     Returns:
-        The batch.
+        The attribution.
     """
-    return batch if examples is None else cut(batch, examples)
+    tokens = entry.is_tokens
+    if value is None:
+        value = question(entry.outputs, everything(entry))
+    shape = entry.inputs.shape
+    return Attribution(
+        values=scores.detach(),
+        method=method,
+        axes=axes or axes_of(shape, tokens=tokens, reduced=reduced and not tokens),
+        target=value.detach(),
+        unit=unit,
+        ids=entry.inputs if tokens else None,
+        position=question.position,
+        token=question.token,
+        convention=convention,
+    )
 
 
-def shareable(target: Any) -> Any:
-    """Return what stands for an argument in the key of a shared result.
+def said(entry: Entry, kind: Kind) -> dict[str, Any]:
+    """Return what a reader needs to know of a kind.
 
     Args:
-        target: A target or a baseline.
+        entry: Where the model was run.
+        kind: What was kept of a gradient.
 
     Returns:
-        The value itself if it is a plain one, else its identity.
+        Plain JSON.
     """
-    return target if target is None or isinstance(target, int | float) else ("id", id(target))
+    return {
+        "kind": "l2" if kind == "absolute" and entry.is_tokens else kind,
+        "sign": "positive raises the target" if kind == "signed" else "none",
+        "of": "word embedding" if entry.is_tokens else "inputs",
+    }
 
 
-def _kept(gradient: Tensor, kind: Kind, *, tokens: bool) -> Tensor:
+def kept(gradient: Tensor, kind: Kind, *, tokens: bool) -> Tensor:
+    """Return what a kind keeps of a gradient, in its precision.
+
+    Args:
+        gradient: Shaped like the inputs; for ids one vector for each.
+        kind: What is kept.
+        tokens: Whether the inputs are ids.
+
+    Returns:
+        The scores.
+    """
     wide = widened(gradient.detach())
     axis = gradient.ndim - 1 if tokens else channel_axis(gradient.ndim)
     if kind == "signed":
-        kept = wide.sum(-1) if tokens else wide
+        found = wide.sum(-1) if tokens else wide
     elif axis is None or (kind == "absolute" and not tokens):
-        kept = wide.abs()
+        found = wide.abs()
     elif kind == "max":
-        kept = wide.abs().amax(axis)
+        found = wide.abs().amax(axis)
     else:
-        kept = torch.linalg.vector_norm(wide, dim=axis)
-    return kept.to(gradient.dtype)
+        found = torch.linalg.vector_norm(wide, dim=axis)
+    return found.to(gradient.dtype)
 
 
-def _check_kind(kind: str) -> None:
-    if kind not in get_args(Kind):
+def check_kind(kind: str, known: tuple[str, ...] = get_args(Kind)) -> None:
+    """Refuse an unknown kind.
+
+    Args:
+        kind: What the user gave.
+        known: What there is.
+
+    Raises:
+        ArgumentError: If it is unknown.
+    """
+    if kind not in known:
         raise ArgumentError.of(
-            "kind", expected=f"one of {list(get_args(Kind))}", got=repr(kind), do="Choose a kind."
+            "kind", expected=f"one of {list(known)}", got=repr(kind), do="Choose a kind."
         )
