@@ -10,14 +10,31 @@ from .heads import (
     icl_score,
     icl_slope,
 )
+from .readout import (
+    HeadRoles,
+    Roles,
+    attention_entropy,
+    attention_patterns,
+    attention_summary,
+    head_roles,
+    top_attended,
+)
 
 __all__ = [
     # measurements
+    "HeadRoles",
     "HeadScores",
     "PromptAttention",
     # pure functions
+    "attention_entropy",
+    "attention_patterns",
+    "attention_summary",
+    "head_roles",
+    "top_attended",
     "head_scores",
     "icl_score",
     "icl_slope",
     "copy_losses",
+    # results
+    "Roles",
 ]

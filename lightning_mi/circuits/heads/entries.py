@@ -17,7 +17,7 @@ from ...attention import Site
 from ...attention.site import grouped_product, widened
 from ...behaviors import matches
 
-__all__ = ["Entries", "Means", "Reach"]
+__all__ = ["Entries", "Means", "Reach", "queries_of"]
 
 SCORES = ("induction", "previous_token", "duplicate_token", "current_token", "first_position")
 
@@ -70,7 +70,7 @@ class Entries:
             number = documents.long()
             there = number[repeats[:, 0], repeats[:, 2]]
             repeats = repeats[there == number[repeats[:, 0], repeats[:, 1]]]
-        own = _queries(tokens, documents)
+        own = queries_of(tokens, documents)
         example, query, first = own.unbind(1)
         lists = [
             repeats,
@@ -292,15 +292,24 @@ def _apart(tokens: Tensor, documents: Tensor | None) -> Tensor:
     return tokens + (tokens.max() + 1 - tokens.min()) * documents.long()
 
 
-def _queries(tokens: Tensor, documents: Tensor | None) -> Tensor:
-    """Return example, query and first position of every query from its document's third token."""
+def queries_of(tokens: Tensor, documents: Tensor | None = None, least: int = 2) -> Tensor:
+    """Return every query that has at least so many tokens of its own document before it.
+
+    Args:
+        tokens: Ids ``[example, position]``.
+        documents: 0 at padding, else the number of the document; None means one a row.
+        least: Number of tokens before it.
+
+    Returns:
+        Long ``[query, 3]``: example, query position, first position of its document.
+    """
     number = torch.ones_like(tokens) if documents is None else documents.long()
     real = number > 0
     count = real.long().cumsum(1) - 1
     begins = real & torch.cat([real[:, :1], number[:, 1:] != _last_real(number)[:, :-1]], 1)
     places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     first = torch.where(begins, places, 0).cummax(1).values
-    found = (real & (count - count.gather(1, first) >= 2)).nonzero()
+    found = (real & (count - count.gather(1, first) >= least)).nonzero()
     return torch.cat([found, first[found[:, 0], found[:, 1], None]], 1)
 
 

@@ -27,6 +27,15 @@ WHAT = {
 }
 
 
+SAME = "the same entries, all blocks but the last replaced by fresh tokens"
+CONTROLS = {
+    "induction_random_period": "induction score where each sequence has a period of its own",
+    "previous_token_matched_null": "one position further, t >= 3: mean of A[t, t - 2]",
+    "current_token_matched_null": "one position further, t >= 3: mean of A[t, t - 1]",
+    "first_position_matched_null": "one position further, t >= 3: mean of A[t, 1]",
+}
+
+
 def score_panels(table: HeadTable, convention: dict[str, Any]) -> dict[str, Panel]:
     """Return the five scores with their nulls and standard errors.
 
@@ -62,12 +71,7 @@ def control_panels(table: HeadTable, convention: dict[str, Any]) -> dict[str, Pa
     """
     panels = {}
     for name, values in table.scores.items():
-        what = (
-            "induction score where each sequence has a period of its own"
-            if name == "induction_random_period"
-            else "the same entries, all blocks but the last replaced by fresh tokens"
-        )
-        about = {**convention, "what": what, "display": {}}
+        about = {**convention, "what": CONTROLS.get(name, SAME), "display": {}}
         panels[name] = _panel(values.nanmean(0), about, table)
     return panels
 

@@ -17,7 +17,7 @@ from ...errors import ArgumentError
 from ...inferring import infer_task
 from ...measurement import Context
 from ...task import NextToken, Task
-from .entries import Entries
+from .entries import Entries, queries_of
 from .layout import layout_of
 from .survey import survey
 from .table import HeadTable, head_table
@@ -25,7 +25,7 @@ from .table import HeadTable, head_table
 __all__ = ["Scored", "scored"]
 
 MATCHED = ("induction", "duplicate_token")
-"""Scores that depend on what the tokens are, hence have a matched null."""
+"""Scores that depend on what the tokens are: their matched null has other tokens."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,22 @@ def _control(
     tokens = torch.cat([matched, varied])
     same = Entries.of(ids)
     own = Entries.of(varied).triples("induction")
-    names = (*(f"{name}_matched_null" for name in MATCHED), "induction_random_period")
-    lists = [*(same.triples(name) for name in MATCHED), own + own.new_tensor([len(matched), 0, 0])]
+    beside = _one_beside(ids)
+    names = (*(f"{name}_matched_null" for name in (*MATCHED, *beside)), "induction_random_period")
+    lists = [*(same.triples(name) for name in MATCHED), *beside.values()]
+    lists.append(own + own.new_tensor([len(matched), 0, 0]))
     entries = Entries.join(names, lists, tokens)
     return head_table(model, task, tokens, entries=entries, stop_after=last)
+
+
+def _one_beside(ids: Tensor) -> dict[str, Tensor]:
+    """Return for the scores that only read positions the entries one position further."""
+    example, query, first = queries_of(ids, least=3).unbind(1)
+    return {
+        "previous_token": torch.stack([example, query, query - 2], 1),
+        "current_token": torch.stack([example, query, query - 1], 1),
+        "first_position": torch.stack([example, query, first + 1], 1),
+    }
 
 
 def _task(model: nn.Module, context: Context) -> Task:

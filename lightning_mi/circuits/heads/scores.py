@@ -109,10 +109,12 @@ class HeadScores:
     ``<name>_null`` (uniform over the real mask); ``<name>_stderr`` (standard error over
     sequences); ``induction_matched_null`` and ``duplicate_token_matched_null``, the same entries
     with the first block replaced by fresh tokens, which a head that merely attends at a fixed
-    offset does not beat; ``induction_random_period``, the score where each sequence has its own
-    period. Scalars in nats: ``loss_first_copy``, ``loss_second_copy``, ``copy_gain`` (their
-    difference; positive: the model copies), ``icl_score`` (loss late − loss early in the measured
-    batch; negative: context helps) and ``icl_slope``.
+    offset does not beat; ``previous_token_matched_null``, ``current_token_matched_null`` and
+    ``first_position_matched_null``, the entries one position further;
+    ``induction_random_period``, the score where each sequence has its own period. Scalars in nats:
+    ``loss_first_copy``, ``loss_second_copy``, ``copy_gain`` (their difference; positive: the model
+    copies), ``icl_score`` (loss late − loss early in the measured batch; negative: context helps)
+    and ``icl_slope``.
 
     Args:
         name: First part of the records' names.

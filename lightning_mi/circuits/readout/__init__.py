@@ -1,1 +1,19 @@
-"""What each part writes towards the answer: logit attribution, lenses, patterns, roles."""
+"""What heads look at, what each part of a model writes into its answer, and what layers believe."""
+
+from __future__ import annotations
+
+from .patterns import attention_entropy, attention_patterns, attention_summary, top_attended
+from .roles import HeadRoles, Roles, head_roles
+
+__all__ = [
+    # measurements
+    "HeadRoles",
+    # pure functions
+    "attention_entropy",
+    "attention_patterns",
+    "attention_summary",
+    "head_roles",
+    "top_attended",
+    # results
+    "Roles",
+]

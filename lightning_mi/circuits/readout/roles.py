@@ -1,0 +1,237 @@
+"""What a head may be called: a role is given only where its score beats both of its nulls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ...behaviors import RepeatedTokens
+from ...errors import ArgumentError
+from ...isolation import untouched
+from ...measurement import Context
+from ...nodes import Head
+from ...record import Panel, scalar
+from ...task import Task
+from ..heads.scored import Scored, scored
+
+__all__ = ["ROLES", "HeadRoles", "Roles", "head_roles"]
+
+ROLES = {
+    "induction": "induction",
+    "previous_token": "previous_token",
+    "duplicate_token": "duplicate_token",
+    "current_token": "current_token",
+    "sink": "first_position",
+}
+"""Roles, and the head score that each rests on."""
+
+MATCHED = {
+    "induction": "the same entries on fresh tokens",
+    "duplicate_token": "the same entries on fresh tokens",
+    "previous_token": "attention one position further back, A[t, t - 2]",
+    "current_token": "attention one position further back, A[t, t - 1]",
+    "sink": "attention to the position after the first, A[t, 1]",
+}
+MARGIN = 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class Roles:
+    """By how much each head beats the nulls of each role, and which roles it has.
+
+    Args:
+        excess: By role ``[layer, head]``: the smaller of (score − null) / (1 − null) over the
+            uniform and the matched null. 1: perfect; 0: no better than a null.
+        scores: The scores themselves.
+        uniform: Their values under uniform attention over the real mask.
+        matched: Their values in the matched control.
+        margin: The excess from which a head has a role.
+        modules: Name of the module of each layer.
+    """
+
+    excess: Mapping[str, Tensor]
+    scores: Mapping[str, Tensor]
+    uniform: Mapping[str, Tensor]
+    matched: Mapping[str, Tensor]
+    margin: float
+    modules: tuple[str, ...]
+
+    def heads(self, role: str) -> tuple[Head, ...]:
+        """Return the heads that have a role, the clearest first.
+
+        Args:
+            role: One of ``excess``.
+
+        Returns:
+            The heads; none where no head beats its nulls by the margin.
+
+        Raises:
+            ArgumentError: If there is no such role.
+        """
+        if role not in self.excess:
+            raise ArgumentError.of(
+                "role", expected=f"one of {list(self.excess)}", got=repr(role), do="Choose one."
+            )
+        values = self.excess[role]
+        found = (values >= self.margin).nonzero().tolist()
+        found.sort(key=lambda place: -float(values[place[0], place[1]]))
+        return tuple(Head(layer, head) for layer, head in found)
+
+    def of(self, head: Head) -> tuple[str, ...]:
+        """Return the roles of a head, the clearest first.
+
+        Args:
+            head: Which one.
+
+        Returns:
+            Names of roles.
+        """
+        own = {role: float(v[head.layer, head.head]) for role, v in self.excess.items()}
+        return tuple(sorted((r for r, v in own.items() if v >= self.margin), key=lambda r: -own[r]))
+
+    def __str__(self) -> str:
+        """Return one line for each role that some head has."""
+        named = {role: ", ".join(map(str, self.heads(role))) for role in self.excess}
+        return "\n".join(f"{role}: {heads}" for role, heads in named.items() if heads)
+
+
+def head_roles(
+    model: nn.Module,
+    tokens: RepeatedTokens | None = None,
+    *,
+    margin: float = MARGIN,
+    task: Task | None = None,
+) -> Roles:
+    """Say what heads do, on repeated random tokens: induction, previous token, duplicate, sink.
+
+    A head is called *induction* only if its score lies clearly above what uniform attention over
+    the real mask gives **and** above the matched null, never because it ranks first: heads that
+    attend at a fixed offset, or a model in which nothing happens, get no role.
+
+    Args:
+        model: Any language model with self-attention; it is left as it was.
+        tokens: The protocol; None takes the default one, shortened to what the model takes.
+        margin: Smallest excess over both nulls, (score − null) / (1 − null), in (0, 1].
+        task: How the model is called, if not with the ids alone.
+
+    Returns:
+        Excess, scores, nulls and roles of every head.
+
+    Raises:
+        ArgumentError: If the margin is out of range.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=50))
+        >>> head_roles(model).heads("induction")
+        ()
+    """
+    _check_margin(margin)
+    with untouched(model) as plain, torch.no_grad():
+        found = scored(plain, Context(plain, task=task), tokens or RepeatedTokens())
+        return roles_of(found, margin)
+
+
+def roles_of(found: Scored, margin: float) -> Roles:
+    """Return the roles that head scores give.
+
+    Args:
+        found: Head scores on repeated tokens, with their controls.
+        margin: Smallest excess.
+
+    Returns:
+        The roles.
+    """
+    control = {} if found.control is None else found.control.scores
+    excess, scores, uniform, matched = {}, {}, {}, {}
+    for role, name in ROLES.items():
+        score, null = found.main.scores[name].nanmean(0), found.main.nulls[name].nanmean(0)
+        other = control[f"{name}_matched_null"].nanmean(0)
+        beaten = torch.stack([_above(score, null), _above(score, other)])
+        # NaN where either is: a head without a null has no role.
+        excess[role] = beaten.amin(0)
+        scores[role], uniform[role], matched[role] = score, null, other
+    return Roles(excess, scores, uniform, matched, margin, tuple(found.main.modules))
+
+
+def _above(score: Tensor, null: Tensor) -> Tensor:
+    # Where the null is 1 already nothing can be shown: the score cannot be above it.
+    room = 1 - null
+    return torch.where(room > 1e-6, (score - null) / room.clamp(min=1e-6), 0.0).where(
+        null.isfinite() & score.isfinite(), torch.nan
+    )
+
+
+def _check_margin(margin: float) -> None:
+    if isinstance(margin, bool) or not 0 < margin <= 1:
+        raise ArgumentError.of(
+            "margin", expected="a number in (0, 1]", got=repr(margin), do="The default is 0.3."
+        )
+
+
+@dataclass(frozen=True)
+class HeadRoles:
+    """Roles of heads on repeated random tokens; see `head_roles`.
+
+    Panels over (layer, head), one for each role, of the excess over both nulls,
+    min (score − null) / (1 − null); the heads that have the role stand in the convention. Scalars
+    ``<role>_heads``: how many have it.
+
+    Args:
+        name: First part of the records' names.
+        tokens: The protocol; the default shares its forward passes with `HeadScores`.
+        margin: Smallest excess that makes a role.
+
+    Raises:
+        ArgumentError: If the margin is out of range.
+
+    Example:
+        >>> HeadRoles().margin
+        0.3
+    """
+
+    name: str = "head_roles"
+    tokens: RepeatedTokens = field(default_factory=RepeatedTokens)
+    margin: float = MARGIN
+
+    def __post_init__(self) -> None:
+        """Check the margin."""
+        _check_margin(self.margin)
+
+    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+        """Measure.
+
+        Args:
+            model: The user's model.
+            context: Batch, task and shared results.
+
+        Returns:
+            Names to panels.
+        """
+        found = scored(model, context, self.tokens)
+        roles = roles_of(found, self.margin)
+        panels: dict[str, Panel] = {}
+        for role, values in roles.excess.items():
+            heads = roles.heads(role)
+            coords = {"layer": range(values.shape[0]), "head": range(values.shape[1])}
+            about = {
+                **found.convention,
+                "what": "min over both nulls of (score - null) / (1 - null)",
+                "score": ROLES[role],
+                "null": f"uniform over the real mask, and matched: {MATCHED[role]}",
+                "margin": self.margin,
+                "heads": [str(h) for h in heads],
+                "modules": roles.modules,
+                "display": {},
+            }
+            if bool(values.isnan().all()):
+                about["reason"] = "no query has a target within reach of the mask"
+            panels[role] = Panel(values, ("layer", "head"), coords, "1", about)
+            shown = {"scalar": f"{role}_heads"}
+            panels[f"{role}_heads"] = scalar(
+                float(len(heads)), what=f"heads called {role}", margin=self.margin, display=shown
+            )
+        return panels
