@@ -6,7 +6,9 @@ the same during training, over checkpoints and in a notebook.
 
 from __future__ import annotations
 
+from .grad_cam import GradCam, LayerGradCam, grad_cam, layer_grad_cam
 from .gradients import InputXGradient, Saliency, input_x_gradient, saliency
+from .occlusion import Occlusion, occlusion
 from .paths import IntegratedGradients, integrated_gradients
 from .result import Attribution
 from .smoothing import (
@@ -33,6 +35,14 @@ __all__ = [
     "SmoothGradSquared",
     "var_grad",
     "VarGrad",
+    # a layer's channels
+    "grad_cam",
+    "GradCam",
+    "layer_grad_cam",
+    "LayerGradCam",
+    # parts of the input replaced
+    "occlusion",
+    "Occlusion",
     # gradients along a path
     "integrated_gradients",
     "IntegratedGradients",
