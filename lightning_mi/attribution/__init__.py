@@ -6,6 +6,7 @@ the same during training, over checkpoints and in a notebook.
 
 from __future__ import annotations
 
+from .captum_adapter import CaptumAttribution, captum_attribution
 from .grad_cam import GradCam, LayerGradCam, grad_cam, layer_grad_cam
 from .gradients import InputXGradient, Saliency, input_x_gradient, saliency
 from .occlusion import Occlusion, occlusion
@@ -43,6 +44,9 @@ __all__ = [
     # parts of the input replaced
     "occlusion",
     "Occlusion",
+    # any method of captum
+    "captum_attribution",
+    "CaptumAttribution",
     # gradients along a path
     "integrated_gradients",
     "IntegratedGradients",

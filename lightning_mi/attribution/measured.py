@@ -20,7 +20,7 @@ from .result import Attribution
 __all__ = ["Attributed", "check_examples", "shareable", "shortened"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Attributed:
     """Base of measurements that attribute a target to inputs.
 
