@@ -2,29 +2,65 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from ..attribution import Saliency
+from ..attribution import (
+    CaptumAttribution,
+    GradCam,
+    InputXGradient,
+    LayerGradCam,
+    Occlusion,
+    Saliency,
+    SmoothGrad,
+    SmoothGradSquared,
+    VarGrad,
+)
+from ..attribution.measured import Attributed
+from ..errors import ArgumentError
 from ..target import TargetOption
 from ..task import Task
 from .monitor import MeasurementMonitor
 
 __all__ = ["SaliencyMonitor"]
 
+METHODS: Mapping[str, type[Attributed]] = {
+    "saliency": Saliency,
+    "input_x_gradient": InputXGradient,
+    "smooth_grad": SmoothGrad,
+    "smooth_grad_squared": SmoothGradSquared,
+    "var_grad": VarGrad,
+    "grad_cam": GradCam,
+    "layer_grad_cam": LayerGradCam,
+    "occlusion": Occlusion,
+}
+
 
 class SaliencyMonitor(MeasurementMonitor):
-    """Take the gradient of the target with respect to the inputs.
+    """Watch the gradient of the target with respect to the inputs, or another method.
 
     Logged keys: ``mi_saliency/strip`` (picture, for tokens), ``mi_saliency/image`` (for images) or
-    ``mi_saliency/bars`` (for tables), in units of the target for each unit of the input. The run
-    folder holds the values.
+    ``mi_saliency/bars`` (for tables), in units of the target for each unit of the input. Another
+    method has its own name in the place of ``saliency`` and the unit that its function states. The
+    run folder holds the values.
+
+    In YAML ``{method: smooth_grad, options: {level: 0.1}}`` or, any class of captum,
+    ``{method: DeepLift}``.
 
     Args:
+        method: ``"saliency"``, ``"input_x_gradient"``, ``"smooth_grad"``,
+            ``"smooth_grad_squared"``, ``"var_grad"``, ``"grad_cam"``, ``"layer_grad_cam"``,
+            ``"occlusion"``, or the name of a class in ``captum.attr``.
+        options: Further arguments of the method's measurement, for example of
+            `lightning_mi.attribution.SmoothGrad`; for captum captum's own, by name.
+        layer: Name of a layer, for the methods that have one.
         target: The scalar whose gradient is taken; None takes the logit of the true next token or
             of the label.
         kind: ``"absolute"`` or ``"signed"``; for tokens the L2 norm or the sum over the embedding.
+            None takes the method's own default; methods without this choice take nothing else.
         examples: Examples of the batch that are explained; None takes all of it.
         batch: See `MeasurementMonitor`.
         task: See there.
@@ -39,13 +75,19 @@ class SaliencyMonitor(MeasurementMonitor):
         at_start: See there.
         at_end: See there.
         max_overhead: See there.
+
+    Raises:
+        ArgumentError: If there is no such method, or it does not have one of the arguments.
     """
 
     def __init__(
         self,
         *,
+        method: str = "saliency",
+        options: dict[str, Any] | None = None,
+        layer: str | None = None,
         target: TargetOption = None,
-        kind: Literal["absolute", "signed"] = "absolute",
+        kind: Literal["absolute", "signed"] | None = None,
         examples: int | None = 4,
         batch: Any = None,
         task: Task | None = None,
@@ -62,7 +104,7 @@ class SaliencyMonitor(MeasurementMonitor):
         max_overhead: float | None = None,
     ) -> None:
         super().__init__(
-            measurements=[Saliency(target=target, kind=kind, examples=examples)],
+            measurements=[_chosen(method, options or {}, target, examples, kind, layer)],
             batch=batch,
             task=task,
             tokenizer=tokenizer,
@@ -77,3 +119,41 @@ class SaliencyMonitor(MeasurementMonitor):
             at_end=at_end,
             max_overhead=max_overhead,
         )
+
+
+def _chosen(
+    method: str,
+    options: Mapping[str, Any],
+    target: TargetOption,
+    examples: int | None,
+    kind: str | None,
+    layer: str | None,
+) -> Attributed:
+    asked = {"kind": kind, "layer": layer}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if method[:1].isupper():
+        if kind is not None:
+            raise _misfit("kind", method, ["layer"])
+        return CaptumAttribution(method, options, layer=layer, target=target, examples=examples)
+    if method not in METHODS:
+        raise ArgumentError.of(
+            "method",
+            expected=f"one of {list(METHODS)} or the name of a class in captum.attr",
+            got=repr(method),
+            do="Classes of captum begin with a capital: DeepLift.",
+        )
+    cls = METHODS[method]
+    own = {f.name for f in dataclasses.fields(cls)} - {"target", "examples"}
+    for name in (*given, *options):
+        if name not in own:
+            raise _misfit(name, method, sorted(own))
+    return cls(target=target, examples=examples, **given, **options)
+
+
+def _misfit(name: str, method: str, known: list[str]) -> ArgumentError:
+    return ArgumentError.of(
+        name,
+        expected=f"an argument that {method} has: {known}",
+        got=repr(name),
+        do="Leave it out, or choose another method.",
+    )

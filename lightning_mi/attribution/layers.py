@@ -71,6 +71,9 @@ def observed(layer: nn.Module, name: str) -> Iterator[list[Tensor]]:
 
     Yields:
         One tensor for each call of the layer.
+
+    Raises:
+        ModelError: If the layer puts out no tensor.
     """
     seen: list[Tensor] = []
 
