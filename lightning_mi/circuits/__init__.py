@@ -12,6 +12,7 @@ from .heads import (
 )
 from .readout import (
     HeadRoles,
+    Patterns,
     Roles,
     attention_entropy,
     attention_patterns,
@@ -22,6 +23,7 @@ from .readout import (
 
 __all__ = [
     # measurements
+    "Patterns",
     "HeadRoles",
     "HeadScores",
     "PromptAttention",

@@ -15,7 +15,7 @@ from ...isolation import untouched
 from ...nodes import Head, parse
 from ...task import Task
 from ..heads.entries import BLOCK, queries_of
-from ..heads.layout import layout_of
+from ..heads.layout import layout_of, require_harmless_padding
 
 __all__ = [
     "Attending",
@@ -187,6 +187,9 @@ def summary_of(model: nn.Module, task: Task, batch: Any) -> Attending:
     """
     rows: list[Tensor] = []
     modules: list[str] = []
+    inputs = task.inputs(batch)
+    if inputs.ndim == 2 and not inputs.is_floating_point():
+        require_harmless_padding(model, task, inputs, layout_of(batch, inputs))
 
     def visit(index: int, site: Site) -> None:
         if not site.cross:
