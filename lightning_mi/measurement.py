@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch import cloned, fingerprint, main_input, moved, tree_map
+from .beneath import with_inputs
 from .errors import ArgumentError
 from .inferring import infer_task
 from .isolation import untouched
@@ -320,7 +321,9 @@ def measure(
             check_device(
                 quiet, inputs, "batch", "Move the batch; the monitors do so by themselves."
             )
-        readings = [(m, _checked(m, m(quiet, context))) for m in chosen]
+        readings = [
+            (m, with_inputs(_checked(m, m(quiet, context)), quiet, context)) for m in chosen
+        ]
     recipes = {m.name: describe(m) for m in chosen}
     return [
         Record(

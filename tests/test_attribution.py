@@ -1043,9 +1043,11 @@ def test_records_of_images() -> None:
     assert set(found) == {
         "saliency/values",
         "saliency/target",
+        "saliency/inputs",
         *(
             f"integrated_gradients/{what}"
             for what in (
+                "inputs",
                 "values",
                 "target",
                 "gap",

@@ -230,8 +230,10 @@ class TestPictures:
         heat = record("v/values", torch.zeros(1, 1, 8, 8), axes)
         picture = torch.rand(1, 3, 8, 8)
         beneath = record("v/inputs", picture, axes, display={})
-        assert len(np.unique(self.drawn(heat, beneath)[30:-5, 5:-5])) > 20
-        assert len(np.unique(self.drawn(heat)[30:-5, 5:-5])) == 1
+        grey = self.drawn(heat, beneath)[-140:-40, 5:160]
+        assert len(np.unique(grey)) > 20
+        assert (grey[..., 0] == grey[..., 1]).all()  # zero is the image itself
+        assert len(np.unique(self.drawn(heat)[45:-40, 5:160])) == 1
 
     @pytest.mark.parametrize("values", [[[NAN, NAN]], [[0.0, 0.0]], [[math.inf, 1.0]]])
     @pytest.mark.parametrize(
@@ -565,7 +567,8 @@ class TestWandb:
         assert steps_with(rows, "mi_run/report._type") == [30]
         table = next(row for row in rows if "mi_run/table._type" in row)
         assert table["mi_run/table.nrows"] == len(long_table(run.records()))
-        assert "step 30" in rows[-2]["mi_head_scores/map.captions"][0]
+        assert "step 30" in rows[-3]["mi_head_scores/map.captions"][0]
+        assert steps_with(rows, "mi_saliency/grid._type") == [30]
         kept = _wandb.summary(run_dir)
         assert (kept["mi_head_scores/onset"], kept["head"]) == (12, "L0H1")
         assert "again" not in kept

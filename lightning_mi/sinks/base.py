@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from ..record import Record
 from ..runs import Run
+from .grid import over_steps
 from .keys import NONFINITE, Plan, Shown, plan
 from .pictures import Scales
 
@@ -115,6 +116,9 @@ class LoggerSink:
         if self._finished:
             return
         self._finished = True
+        moved = over_steps(run.records(source="live"))
+        if moved:
+            self.log_pictures(moved, self.last_step)
         self.log_end(run, summary)
 
     def _counted(self, planned: Plan, step: int) -> Plan:

@@ -32,6 +32,7 @@ BLUE: RGB = (27, 102, 201)
 ORANGE: RGB = (176, 79, 0)
 VIOLET: RGB = (106, 63, 208)
 TEAL: RGB = (0, 121, 128)
+MAGENTA: RGB = (190, 0, 110)
 
 
 def blend(hue: RGB, strength: float) -> RGB:

@@ -39,8 +39,9 @@ PICTURES = {
     "image": "image",
     "bars": "bars",
     "examples": "top",
+    "grid": "grid",
 }
-"""Kinds of pictures, and the last part of their keys."""
+"""Kinds of pictures, and the last part of their keys; a grid shows one picture over steps."""
 
 HEADLINES = {
     "head_scores/induction": "induction",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from ..record import Record
 from .bars import draw_bars, mean_over_examples
 from .canvas import Pixels
+from .grid import chosen, draw_grid, kind_of
 from .head_map import draw_head_maps, top_head
 from .keys import Shown
 from .overlay import draw_overlays, largest_pixel
@@ -36,7 +37,8 @@ class Scales:
         Returns:
             A positive number.
         """
-        seen = max(_largest(record, shown.kind) for record in shown.records)
+        kinds = (kind_of(r) if shown.kind == "grid" else shown.kind for r in shown.records)
+        seen = max(_largest(r, kind) for r, kind in zip(shown.records, kinds, strict=True))
         self._largest[shown.key] = max(seen, self._largest.get(shown.key, 0.0))
         return self._largest[shown.key]
 
@@ -54,8 +56,9 @@ def draw(shown: Shown, scales: Scales) -> Pixels:
     if shown.kind == "map":
         return draw_head_maps(shown.records, shown.beside)
     scale = scales.of(shown)
-    if shown.kind == "image":
-        return draw_overlays(shown.records, scale, _inputs(shown))
+    if shown.kind in ("image", "grid"):
+        paint = draw_overlays if shown.kind == "image" else draw_grid
+        return paint(shown.records, scale, _inputs(shown))
     painters: dict[str, Callable[[Sequence[Record], float], Pixels]] = {
         "strip": draw_strips,
         "bars": draw_bars,
@@ -73,7 +76,8 @@ def caption(shown: Shown, scales: Scales) -> str:
     Returns:
         One line.
     """
-    step = f"step {shown.records[0].step}"
+    steps = chosen(shown.records) if shown.kind == "grid" else shown.records[:1]
+    step = f"step {', '.join(str(record.step) for record in steps)}"
     if shown.kind == "map":
         tops = [(record.what, top_head(record)) for record in shown.records]
         return " · ".join([step, *(f"{what} {top}" for what, top in tops if top is not None)])

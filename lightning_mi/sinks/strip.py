@@ -18,12 +18,13 @@ EXAMPLES, TOKENS = 4, 256
 WIDTH, LINE, TOP = 880, 24, 20
 
 
-def draw_strips(records: Sequence[Record], scale: float) -> Pixels:
+def draw_strips(records: Sequence[Record], scale: float, *, examples: int = EXAMPLES) -> Pixels:
     """Draw the first examples of one or more panels.
 
     Args:
         records: Panels of axes (example, position).
         scale: Value of full colour.
+        examples: How many of the first examples.
 
     Returns:
         The picture.
@@ -32,7 +33,7 @@ def draw_strips(records: Sequence[Record], scale: float) -> Pixels:
     for record in records:
         texts, sign = rows_of_texts(record.panel), is_signed(record.panel)
         names = places(record.panel, record.panel.axes[-1:])
-        few = max(1, min(EXAMPLES, TOKENS // max(record.panel.values.shape[-1], 1)))
+        few = max(1, min(examples, TOKENS // max(record.panel.values.shape[-1], 1)))
         for i, values in enumerate(row_shares(record.panel)[:few]):
             pieces = texts[i] if texts is not None else [""] * len(values)
             target = _target(record.panel, i, len(values))

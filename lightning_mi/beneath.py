@@ -1,0 +1,108 @@
+"""What lies beneath attributions where they are shown: the images themselves, names of features.
+
+`measure` adds it to every reading of attributions, so that a picture needs nothing but its records:
+the user's own measurements are drawn like those that come with the package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import LightningMIError
+from .record import Panel, Reading
+
+if TYPE_CHECKING:
+    from .measurement import Context
+
+__all__ = ["grey", "with_inputs"]
+
+VALUES, INPUTS, NAMES = "values", "inputs", "feature_names"
+
+LUMINANCE = (0.2126, 0.7152, 0.0722)
+"""How bright red, green and blue look (ITU-R BT.709)."""
+
+
+def with_inputs(reading: Reading, model: nn.Module, context: Context) -> Reading:
+    """Add the inputs that attributions belong to, and names of the features of a table.
+
+    Args:
+        reading: What a measurement returned. Only its panel ``values`` of axes (example, …, y, x)
+            or (example, feature) is looked at; any other reading is returned as it is.
+        model: The model; its attribute ``feature_names``, or the task's, names the features.
+        context: Holds the batch and the task.
+
+    Returns:
+        The reading, with ``inputs`` where they fit: images in grey (`grey`), or the numbers of the
+        table. They are recorded, and no chart of their own is drawn.
+    """
+    values = reading.get(VALUES)
+    if values is None or INPUTS in reading or not context.has_batch:
+        return reading
+    if values.axes[:1] != ("example",) or values.axes[-1] not in ("x", "feature"):
+        return reading
+    named = _with_names(values, _feature_names(model, context))
+    inputs = _inputs(context, len(values.values))
+    beneath = None if inputs is None else _beneath(named, inputs)
+    return {**reading, VALUES: named, **({} if beneath is None else {INPUTS: beneath})}
+
+
+def grey(images: Tensor) -> Tensor:
+    """Return images as one byte a pixel, each stretched so that its own range is 0 to 255.
+
+    Args:
+        images: ``[example, channel, y, x]``. Three channels are weighed as red, green and blue;
+            of any other number the mean is taken.
+
+    Returns:
+        uint8 ``[example, y, x]``; 0 where an image is constant, and where it is not finite.
+
+    Example:
+        >>> grey(torch.tensor([[[[-1.0, 0.0, 3.0]]]]))
+        tensor([[[  0,  64, 255]]], dtype=torch.uint8)
+    """
+    wide = images.detach().float().cpu()
+    weights = torch.tensor(LUMINANCE) if wide.shape[1] == 3 else torch.ones(1)
+    flat = (wide * (weights / weights.sum())[None, :, None, None]).nan_to_num(0.0, 0.0, 0.0)
+    level = flat.sum(1) if wide.shape[1] == 3 else flat.mean(1)
+    low, high = level.amin((1, 2), keepdim=True), level.amax((1, 2), keepdim=True)
+    span = torch.where(high > low, high - low, torch.ones_like(high))
+    return (255 * (level - low) / span).round().to(torch.uint8)
+
+
+def _beneath(values: Panel, inputs: Tensor) -> Panel | None:
+    shown: dict[str, Any] = {"display": {}}
+    if values.axes[-2:] == ("y", "x"):
+        if inputs.ndim != 4 or inputs.shape[-2:] != values.values.shape[-2:]:
+            return None
+        shown["of"] = "inputs in grey, each image stretched to 0 … 255"
+        return Panel(grey(inputs), ("example", "y", "x"), {}, "1", shown)
+    if values.axes != ("example", "feature") or inputs.shape != values.values.shape:
+        return None
+    return Panel(inputs, values.axes, values.coords, "1", {**shown, "of": "inputs"})
+
+
+def _inputs(context: Context, count: int) -> Tensor | None:
+    """The first inputs, if they are numbers; a task that cannot say is no reason to fail."""
+    try:
+        inputs = context.task.inputs(context.batch)
+    except LightningMIError:
+        return None
+    fits = inputs.is_floating_point() and inputs.ndim and len(inputs) >= count
+    return inputs[:count] if fits else None
+
+
+def _feature_names(model: nn.Module, context: Context) -> list[str]:
+    owners: Sequence[Any] = (context.known_task, model, *model.children())
+    found = next((n for o in owners if (n := getattr(o, NAMES, None)) is not None), None)
+    return [] if found is None or isinstance(found, Tensor) else [str(name) for name in found]
+
+
+def _with_names(values: Panel, names: list[str]) -> Panel:
+    if values.axes[-1] != "feature" or len(names) != values.size["feature"]:
+        return values
+    return dataclasses.replace(values, coords={**values.coords, "feature": names})

@@ -1,0 +1,118 @@
+"""How attributions moved: one picture with a column, or a row, for each of a few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..record import Record
+from .bars import draw_bars
+from .canvas import Pixels, below, beside
+from .keys import PICTURES, Shown, display
+from .overlay import EXAMPLES, asked, heat, of_pixels, picture, ramp, titled
+from .strip import draw_strips, is_signed
+
+__all__ = ["draw_grid", "over_steps"]
+
+STEPS = {"image": 7, "strip": 8, "bars": 3}
+"""Kinds of pictures that are shown over steps, and how many steps fit."""
+
+
+def over_steps(records: Sequence[Record]) -> tuple[Shown, ...]:
+    """Choose what is drawn over steps when a run has ended.
+
+    Args:
+        records: All records of a run.
+
+    Returns:
+        One picture for each attribution measured at two or more steps, under
+        ``mi_<measurement>/grid``.
+    """
+    names = {record.name for record in records}
+    found: dict[str, dict[int, Record]] = {}
+    for record in records:
+        if record.what == "values" and display(record, names).get("picture") in STEPS:
+            # Of the same step measured twice, in training and from a checkpoint, take the first.
+            found.setdefault(record.name, {}).setdefault(record.step, record)
+    series = [_alike([steps[at] for at in sorted(steps)]) for steps in found.values()]
+    return tuple(
+        Shown(f"mi_{own[0].measurement}/{PICTURES['grid']}", "grid", own, _beside(own, records))
+        for own in series
+        if len(own) > 1
+    )
+
+
+def kind_of(record: Record) -> str:
+    """Return the kind of picture of a single step.
+
+    Args:
+        record: Attributions.
+
+    Returns:
+        ``"image"``, ``"strip"`` or ``"bars"``.
+    """
+    return str(display(record).get("picture"))
+
+
+def chosen(records: Sequence[Record]) -> list[Record]:
+    """Return the few records that are shown: evenly over the run, the first and the last included.
+
+    Args:
+        records: One for each step, in order.
+
+    Returns:
+        Some of them.
+    """
+    last, most = len(records) - 1, STEPS[kind_of(records[0])]
+    places = {round(i * last / max(most - 1, 1)) for i in range(min(most, len(records)))}
+    return [records[place] for place in sorted(places)]
+
+
+def draw_grid(records: Sequence[Record], scale: float, inputs: Record | None = None) -> Pixels:
+    """Draw attributions over steps: a row an example and a column a step for images.
+
+    Of texts the first example is drawn, a row a step; of tables the mean, a column a step.
+
+    Args:
+        records: One for each step, in order; of one shape.
+        scale: Value of full colour, the same for all steps.
+        inputs: The images, which are drawn in the first column and under the colours.
+
+    Returns:
+        The picture.
+    """
+    few = chosen(records)
+    if kind_of(few[0]) == "image":
+        return _draw_images(few, scale, inputs)
+    painters: dict[str, Callable[[Sequence[Record], float], Pixels]] = {
+        "strip": lambda one, full: draw_strips(one, full, examples=1),
+        "bars": draw_bars,
+    }
+    paint = painters[kind_of(few[0])]
+    drawn = [titled(paint([record], scale), f"step {record.step:,}") for record in few]
+    return beside(drawn) if kind_of(few[0]) == "bars" else below(drawn, 6)
+
+
+def _draw_images(records: Sequence[Record], scale: float, inputs: Record | None) -> Pixels:
+    maps = [of_pixels(record)[:EXAMPLES] for record in records]
+    grey = None if inputs is None else of_pixels(inputs)[: len(maps[0])]
+    if grey is not None and grey.shape != maps[0].shape:
+        grey = None
+    under = [None] * len(maps[0]) if grey is None else list(grey)
+    signed = is_signed(records[-1].panel)
+    columns = [] if grey is None else [titled(below([picture(g) for g in grey], 6), "input")]
+    for record, values in zip(records, maps, strict=True):
+        drawn = [heat(v, scale, signed, g) for v, g in zip(values, under, strict=True)]
+        columns.append(titled(below(drawn, 6), f"step {record.step:,}"))
+    key = ramp(scale, signed, records[-1].panel.unit, over=grey is not None)
+    return below([titled(beside(columns, 6), asked(records[-1])), key], 10)
+
+
+def _alike(records: Sequence[Record]) -> tuple[Record, ...]:
+    """Leave out steps that were measured on another batch."""
+    shape = records[-1].panel.values.shape
+    return tuple(record for record in records if record.panel.values.shape == shape)
+
+
+def _beside(own: Sequence[Record], records: Sequence[Record]) -> tuple[Record, ...]:
+    name = f"{own[-1].measurement}/inputs"
+    return tuple(r for r in records if r.name == name and r.step == own[-1].step)[:1]
