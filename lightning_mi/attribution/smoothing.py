@@ -411,8 +411,8 @@ def _portions(point: Tensor, draws: Iterator[Tensor], many: int) -> Iterator[Ten
 
 
 def _normal(shape: torch.Size, like: Tensor, generator: torch.Generator) -> Tensor:
-    # Drawn on the CPU, so that a seed means the same on every device.
-    return torch.randn(shape, dtype=like.dtype, generator=generator).to(like.device)
+    # Drawn on the CPU in float64, so that a seed means the same in every precision and place.
+    return torch.randn(shape, dtype=torch.float64, generator=generator).to(like)
 
 
 def _range(point: Tensor, counted: Tensor) -> Tensor:
