@@ -193,7 +193,7 @@ def feature_mask(given: Any, point: Tensor, *, tokens: bool) -> Tensor | None:
     mask = mask[..., None] if tokens else mask
     while mask.ndim < point.ndim:
         mask = mask[None]
-    return mask.expand(mask.shape[0], *point.shape[1:])
+    return mask.expand(mask.shape[0], *point.shape[1:]).contiguous()
 
 
 def tunnel() -> Any:
