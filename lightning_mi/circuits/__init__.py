@@ -12,22 +12,32 @@ from .heads import (
 )
 from .readout import (
     HeadRoles,
+    Lens,
+    LogitAttribution,
+    LogitLens,
     Patterns,
     Roles,
+    WriterAttribution,
     attention_entropy,
     attention_patterns,
     attention_summary,
     head_roles,
+    logit_attribution,
+    logit_lens,
     top_attended,
 )
 
 __all__ = [
     # measurements
+    "LogitAttribution",
+    "LogitLens",
     "Patterns",
     "HeadRoles",
     "HeadScores",
     "PromptAttention",
     # pure functions
+    "logit_attribution",
+    "logit_lens",
     "attention_entropy",
     "attention_patterns",
     "attention_summary",
@@ -38,5 +48,7 @@ __all__ = [
     "icl_slope",
     "copy_losses",
     # results
+    "Lens",
+    "WriterAttribution",
     "Roles",
 ]

@@ -1,0 +1,211 @@
+"""One forward pass, taken apart: what each writer wrote, what entered each layer, and the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...anatomy import Anatomy, Norm, ReaderInput
+from ...anatomy.tape import named, tensors
+from ...attention import Site, tap
+from ...errors import ModelError
+from ...task import Task
+from ..heads.layout import layout_of, require_harmless_padding
+
+__all__ = ["Passed", "final_logits", "passed", "wide"]
+
+
+@dataclass(frozen=True, eq=False)
+class Passed:
+    """What was seen of a forward pass, in the model's own graph.
+
+    Args:
+        anatomy: What the model is made of.
+        outputs: The model's outputs ``[example, position, token]``.
+        written: For each writer of the anatomy its module's output ``[example, position, d]``, or
+            None where no module returns it.
+        z: For each layer ``[example, head, position, d_head]``.
+        entering: For each reader of the anatomy the stream ``[example, position, d]``.
+        norms: What entered each norm that the whole stream passes.
+    """
+
+    anatomy: Anatomy
+    outputs: Tensor
+    written: tuple[Tensor | None, ...]
+    z: tuple[Tensor, ...]
+    entering: tuple[Tensor, ...]
+    norms: dict[str, Tensor]
+
+    @property
+    def final(self) -> Tensor:
+        """The stream that the logits are read from, before the final norm."""
+        return self.entering[-1]
+
+    def scale_in(self, norm: Norm) -> Tensor:
+        """Return what a norm that the whole stream passes divided it by, ``[…, 1]``."""
+        return norm.scale(self.norms[norm.module])
+
+
+def passed(model: nn.Module, anatomy: Anatomy, task: Task, batch: Any) -> Passed:
+    """Run a model and keep what its writers wrote and its readers read.
+
+    Args:
+        model: The user's model, in evaluation mode.
+        anatomy: Its anatomy.
+        task: How it is called.
+        batch: What it is run on.
+
+    Returns:
+        What was seen.
+
+    Raises:
+        ModelError: If the anatomy does not say where logits are read, or they are no logits of
+            positions.
+    """
+    logits = _logits_reader(model, anatomy)
+    inputs = task.inputs(batch)
+    require_harmless_padding(model, task, inputs, layout_of(batch, inputs))
+    readers = [r for r in anatomy.readers if r is not logits] + [logits]
+    through = {n.module for w in anatomy.writers for n in w.through}
+    outs = _Calls(w.module for w in anatomy.writers if w.module)
+    ins = _Calls([*(r.module for r in readers), *through])
+    z: list[Tensor] = []
+
+    def visit(index: int, site: Site) -> None:
+        if not site.cross:
+            z.append(site.z)
+
+    modules = named(model)
+    with ExitStack() as stack:
+        for name in outs.found:
+            stack.callback(modules[name].register_forward_hook(outs.leaving(name)).remove)
+        for name in ins.found:
+            hook = modules[name].register_forward_pre_hook(ins.entering(name), with_kwargs=True)
+            stack.callback(hook.remove)
+        stack.enter_context(tap(model, visit=visit, keep=False))
+        outputs = task.outputs(model, batch)
+    if outputs.ndim != 3:
+        raise ModelError(
+            f"model: expected {type(model).__name__} to return logits [example, position, token], "
+            f"got outputs {tuple(outputs.shape)}. What parts write into the answer is defined at "
+            "positions; pass a Task whose outputs are the logits of all positions."
+        )
+    written = [outs.next(w.module, w.output) if w.module else None for w in anatomy.writers]
+    return Passed(
+        anatomy,
+        outputs,
+        tuple(written),
+        tuple(z),
+        tuple(_first(ins.next(r.module), r.module) for r in readers),
+        {name: _first(ins.next(name), name) for name in through if name in ins.found},
+    )
+
+
+def final_logits(stream: Tensor, anatomy: Anatomy) -> Tensor:
+    """Return the logits that a stream gives: through the final norm, with its own statistics.
+
+    Args:
+        stream: Shape ``[…, d_model]``.
+        anatomy: The model's anatomy; its unembedding is known.
+
+    Returns:
+        Shape ``[…, token]``, soft-capped where the model's logits are, in single precision at
+        least.
+    """
+    x = wide(stream)
+    x = x if anatomy.final_norm is None else anatomy.final_norm(x)
+    logits = x @ unembedding(anatomy).to(x)
+    logits = logits if anatomy.b_U is None else logits + anatomy.b_U.to(logits)
+    cap = anatomy.logit_softcap
+    return logits if cap is None else cap * (logits / cap).tanh()
+
+
+def unembedding(anatomy: Anatomy) -> Tensor:
+    """Return W_U, or say that it is unknown.
+
+    Args:
+        anatomy: The model's anatomy.
+
+    Returns:
+        Shape ``[d_model, token]``.
+
+    Raises:
+        ModelError: If it is unknown.
+    """
+    if anatomy.W_U is None:
+        why = [str(n) for n in anatomy.notes if n.part in ("W_U", "readers", "final_norm")]
+        raise ModelError(
+            "model: expected logits that are read linearly from the final stream, got an anatomy "
+            f"without W_U. {' '.join(why) or 'The reader of the logits was not found.'} State it: "
+            "anatomy=Anatomy.of(model).replaced(W_U=…)."
+        )
+    return anatomy.W_U
+
+
+def wide(values: Tensor) -> Tensor:
+    """Return half-precision values in single precision, others as they are.
+
+    Args:
+        values: Any tensor.
+
+    Returns:
+        The tensor.
+    """
+    return values.float() if values.element_size() < 4 else values
+
+
+class _Calls:
+    """Tensors that modules were given or returned, call by call."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.found: dict[str, list[list[Tensor]]] = {name: [] for name in names}
+        self._taken: dict[tuple[str, int], int] = {}
+
+    def leaving(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self.found[name].append(list(tensors(output)))
+
+        return hook
+
+    def entering(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = [*args, *kwargs.values()]
+            floats = [t for t in tensors(given) if t.is_floating_point()]
+            self.found[name].append(floats)
+
+        return hook
+
+    def next(self, name: str, output: int = 0) -> Tensor | None:
+        """Return what the next call of a module gave: one that is called twice writes twice."""
+        turn = self._taken.get((name, output), 0)
+        self._taken[name, output] = turn + 1
+        calls = self.found[name]
+        if not calls:
+            return None
+        entries = calls[min(turn, len(calls) - 1)]
+        return entries[output] if output < len(entries) else None
+
+
+def _first(value: Tensor | None, name: str) -> Tensor:
+    if value is None:
+        raise ModelError(
+            f"model: expected {name!r} to be run with the stream as its input, got no call of it. "
+            "The anatomy belongs to another model, or this batch takes another path through it."
+        )
+    return value
+
+
+def _logits_reader(model: nn.Module, anatomy: Anatomy) -> ReaderInput:
+    unembedding(anatomy)
+    found = [r for r in anatomy.readers if r.kind == "logits"]
+    if not found:
+        raise ModelError(
+            f"model: expected the anatomy of {type(model).__name__} to say which module reads the "
+            f"logits from the stream, got readers {[r.label for r in anatomy.readers]}. "
+            f"{' '.join(str(n) for n in anatomy.notes)}"
+        )
+    return found[-1]
