@@ -16,6 +16,7 @@ from ...nodes import Head
 from ...record import Panel, scalar
 from ...task import Task
 from ..heads.scored import Scored, scored
+from .copiers import Copied, copied
 
 __all__ = ["ROLES", "HeadRoles", "Roles", "head_roles"]
 
@@ -34,7 +35,10 @@ MATCHED = {
     "previous_token": "attention one position further back, A[t, t - 2]",
     "current_token": "attention one position further back, A[t, t - 1]",
     "sink": "attention to the position after the first, A[t, 1]",
+    "copying": "largest absolute score under three shuffles of the tokens that W_U stands for",
+    "anti_copying": "largest absolute score under three shuffles of the tokens that W_U stands for",
 }
+COPYING = "eigenvalue copying score of the weights, its negative for anti_copying"
 MARGIN = 0.3
 
 
@@ -50,6 +54,7 @@ class Roles:
         matched: Their values in the matched control.
         margin: The excess from which a head has a role.
         modules: Name of the module of each layer.
+        reasons: By role, why there is nothing to say.
     """
 
     excess: Mapping[str, Tensor]
@@ -58,6 +63,7 @@ class Roles:
     matched: Mapping[str, Tensor]
     margin: float
     modules: tuple[str, ...]
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     def heads(self, role: str) -> tuple[Head, ...]:
         """Return the heads that have a role, the clearest first.
@@ -105,7 +111,10 @@ def head_roles(
     margin: float = MARGIN,
     task: Task | None = None,
 ) -> Roles:
-    """Say what heads do, on repeated random tokens: induction, previous token, duplicate, sink.
+    """Say what heads do: induction, previous token, duplicate, current token, sink, copying.
+
+    All but copying are read off attention on repeated random tokens; *copying* and *anti-copying*
+    off the weights, by the sign of the eigenvalues of W_E·W_OV·W_U.
 
     A head is called *induction* only if its score lies clearly above what uniform attention over
     the real mask gives **and** above the matched null, never because it ranks first: heads that
@@ -131,15 +140,18 @@ def head_roles(
     """
     _check_margin(margin)
     with untouched(model) as plain, torch.no_grad():
-        found = scored(plain, Context(plain, task=task), tokens or RepeatedTokens())
-        return roles_of(found, margin)
+        context = Context(plain, task=task)
+        found = scored(plain, context, tokens or RepeatedTokens())
+        shape = found.main.scores["induction"].shape[1:]
+        return roles_of(found, copied(plain, context, shape), margin)
 
 
-def roles_of(found: Scored, margin: float) -> Roles:
+def roles_of(found: Scored, copying: Copied, margin: float) -> Roles:
     """Return the roles that head scores give.
 
     Args:
         found: Head scores on repeated tokens, with their controls.
+        copying: Copying scores, with their null.
         margin: Smallest excess.
 
     Returns:
@@ -154,7 +166,19 @@ def roles_of(found: Scored, margin: float) -> Roles:
         # NaN where either is: a head without a null has no role.
         excess[role] = beaten.amin(0)
         scores[role], uniform[role], matched[role] = score, null, other
-    return Roles(excess, scores, uniform, matched, margin, tuple(found.main.modules))
+    for role, sign in (("copying", 1.0), ("anti_copying", -1.0)):
+        score = sign * copying.scores.to(found.main.scores["induction"])
+        null, other = torch.zeros_like(score), copying.matched.to(score)
+        excess[role] = torch.stack([_above(score, null), _above(score, other)]).amin(0)
+        scores[role], uniform[role], matched[role] = score, null, other
+    reasons = {role: _reason(role, copying) for role, v in excess.items() if v.isnan().all()}
+    return Roles(excess, scores, uniform, matched, margin, tuple(found.main.modules), reasons)
+
+
+def _reason(role: str, copying: Copied) -> str:
+    if role in ROLES:
+        return "no query has a target within reach of the mask"
+    return copying.reason
 
 
 def _above(score: Tensor, null: Tensor) -> Tensor:
@@ -174,11 +198,12 @@ def _check_margin(margin: float) -> None:
 
 @dataclass(frozen=True)
 class HeadRoles:
-    """Roles of heads on repeated random tokens; see `head_roles`.
+    """Roles of heads, on repeated random tokens and by their weights; see `head_roles`.
 
     Panels over (layer, head), one for each role, of the excess over both nulls,
     min (score − null) / (1 − null); the heads that have the role stand in the convention. Scalars
-    ``<role>_heads``: how many have it.
+    ``<role>_heads``: how many have it. Roles are ``induction``, ``previous_token``,
+    ``duplicate_token``, ``current_token``, ``sink``, ``copying`` and ``anti_copying``.
 
     Args:
         name: First part of the records' names.
@@ -212,26 +237,34 @@ class HeadRoles:
             Names to panels.
         """
         found = scored(model, context, self.tokens)
-        roles = roles_of(found, self.margin)
+        shape = found.main.scores["induction"].shape[1:]
+        roles = roles_of(found, copied(model, context, shape), self.margin)
         panels: dict[str, Panel] = {}
-        for role, values in roles.excess.items():
-            heads = roles.heads(role)
-            coords = {"layer": range(values.shape[0]), "head": range(values.shape[1])}
-            about = {
-                **found.convention,
-                "what": "min over both nulls of (score - null) / (1 - null)",
-                "score": ROLES[role],
-                "null": f"uniform over the real mask, and matched: {MATCHED[role]}",
-                "margin": self.margin,
-                "heads": [str(h) for h in heads],
-                "modules": roles.modules,
-                "display": {},
-            }
-            if bool(values.isnan().all()):
-                about["reason"] = "no query has a target within reach of the mask"
-            panels[role] = Panel(values, ("layer", "head"), coords, "1", about)
-            shown = {"scalar": f"{role}_heads"}
+        for role in roles.excess:
+            panels[role] = _panel(role, roles, found)
             panels[f"{role}_heads"] = scalar(
-                float(len(heads)), what=f"heads called {role}", margin=self.margin, display=shown
+                float(len(roles.heads(role))),
+                what=f"heads called {role}",
+                margin=self.margin,
+                display={"scalar": f"{role}_heads"},
             )
         return panels
+
+
+def _panel(role: str, roles: Roles, found: Scored) -> Panel:
+    values = roles.excess[role]
+    uniform = "uniform over the real mask" if role in ROLES else "0, a random head's"
+    about = {
+        **(found.convention if role in ROLES else {}),
+        "what": "min over both nulls of (score - null) / (1 - null)",
+        "score": ROLES.get(role, COPYING),
+        "null": f"{uniform}, and matched: {MATCHED[role]}",
+        "margin": roles.margin,
+        "heads": [str(h) for h in roles.heads(role)],
+        "modules": roles.modules,
+        "display": {},
+    }
+    if role in roles.reasons:
+        about["reason"] = roles.reasons[role]
+    coords = {"layer": range(values.shape[0]), "head": range(values.shape[1])}
+    return Panel(values, ("layer", "head"), coords, "1", about)
