@@ -1,4 +1,4 @@
-"""What lies beneath attributions where they are shown: the images themselves, names of features.
+"""What attributions are shown with: the images they lie over, names of features and of classes.
 
 `measure` adds it to every reading of attributions, so that a picture needs nothing but its records:
 the user's own measurements are drawn like those that come with the package.
@@ -21,19 +21,20 @@ if TYPE_CHECKING:
 
 __all__ = ["grey", "with_inputs"]
 
-VALUES, INPUTS, NAMES = "values", "inputs", "feature_names"
+VALUES, INPUTS = "values", "inputs"
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)
 """How bright red, green and blue look (ITU-R BT.709)."""
 
 
 def with_inputs(reading: Reading, model: nn.Module, context: Context) -> Reading:
-    """Add the inputs that attributions belong to, and names of the features of a table.
+    """Add the inputs that attributions belong to, and the names of features and classes.
 
     Args:
-        reading: What a measurement returned. Only its panel ``values`` of axes (example, …, y, x)
-            or (example, feature) is looked at; any other reading is returned as it is.
-        model: The model; its attribute ``feature_names``, or the task's, names the features.
+        reading: What a measurement returned. Only its panel ``values`` is looked at, and only if
+            its first axis is ``example``; any other reading is returned as it is.
+        model: The model. ``feature_names`` and ``class_names``, attributes of the task, of the
+            model or of a network in it, name the features of a table and the classes asked about.
         context: Holds the batch and the task.
 
     Returns:
@@ -41,14 +42,16 @@ def with_inputs(reading: Reading, model: nn.Module, context: Context) -> Reading
         table. They are recorded, and no chart of their own is drawn.
     """
     values = reading.get(VALUES)
-    if values is None or INPUTS in reading or not context.has_batch:
+    if values is None or values.axes[:1] != ("example",) or not context.has_batch:
         return reading
-    if values.axes[:1] != ("example",) or values.axes[-1] not in ("x", "feature"):
-        return reading
-    named = _with_names(values, _feature_names(model, context))
+    named = _with_features(values, _names("feature_names", model, context))
+    named = _with_classes(named, _names("class_names", model, context))
+    shown = {**reading, VALUES: named}
+    if INPUTS in reading or values.axes[-1] not in ("x", "feature"):
+        return shown
     inputs = _inputs(context, len(values.values))
     beneath = None if inputs is None else _beneath(named, inputs)
-    return {**reading, VALUES: named, **({} if beneath is None else {INPUTS: beneath})}
+    return shown if beneath is None else {**shown, INPUTS: beneath}
 
 
 def grey(images: Tensor) -> Tensor:
@@ -96,13 +99,23 @@ def _inputs(context: Context, count: int) -> Tensor | None:
     return inputs[:count] if fits else None
 
 
-def _feature_names(model: nn.Module, context: Context) -> list[str]:
+def _names(attribute: str, model: nn.Module, context: Context) -> list[str]:
     owners: Sequence[Any] = (context.known_task, model, *model.children())
-    found = next((n for o in owners if (n := getattr(o, NAMES, None)) is not None), None)
+    found = next((n for o in owners if (n := getattr(o, attribute, None)) is not None), None)
     return [] if found is None or isinstance(found, Tensor) else [str(name) for name in found]
 
 
-def _with_names(values: Panel, names: list[str]) -> Panel:
+def _with_features(values: Panel, names: list[str]) -> Panel:
     if values.axes[-1] != "feature" or len(names) != values.size["feature"]:
         return values
     return dataclasses.replace(values, coords={**values.coords, "feature": names})
+
+
+def _with_classes(values: Panel, names: list[str]) -> Panel:
+    """Say the name of the class that was asked about; tokens have texts of their own."""
+    asked = values.convention.get("target_token")
+    fits = isinstance(asked, list) and all(0 <= i < len(names) for i in asked)
+    if not asked or not fits or "target_position" in values.convention:
+        return values
+    said = {**values.convention, "target_text": [names[i] for i in asked]}
+    return dataclasses.replace(values, convention=said)

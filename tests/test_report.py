@@ -302,9 +302,10 @@ def test_undefined_values_are_counted_and_never_zero(tmp_path: Path) -> None:
 
 def test_what_has_no_chart_is_named(tmp_path: Path) -> None:
     run = Run.create(tmp_path)
-    run.write(Record("saliency/values", Panel(torch.rand(1, 4), ("example", "feature"))))
+    film = ("example", "channel", "position", "y", "x")
+    run.write(Record("saliency/values", Panel(torch.rand(1, 1, 2, 2, 2), film)))
     run.write(Record("integrated_gradients/gap", Panel([0.1], ("example",))))
-    run.write(Record("integrated_gradients/values", Panel([[0.1]], ("example", "feature"))))
+    run.write(Record("integrated_gradients/values", Panel(torch.rand(1, 1, 2, 2, 2), film)))
     run.write(Record("mine/curve", Panel(torch.rand(3), ("class",))))
     data = payload(run)
     assert data["undrawn"] == ["saliency/values", "integrated_gradients/values", "mine/curve"]
@@ -354,10 +355,10 @@ def test_a_run_of_images_is_not_asked_for_heads(tmp_path: Path) -> None:
     assert data["undrawn"] == []
     for method, block in data["pictures"].items():
         records = run.records(f"{method}/values")
-        true = np.stack([r.panel.values[0].sum(0).numpy() for r in records])
+        true = np.stack([r.panel.values.sum(1).numpy() for r in records])
         shown = unpack(block["values"]).reshape(true.shape)
         np.testing.assert_allclose(shown, true, atol=np.ptp(true) / 250)
-        assert (block["height"], block["width"], block["target"]) == (4, 5, "2")
+        assert (block["height"], block["width"], block["targets"]) == (4, 5, ["2", "0"])
         assert block["signed"] == (method == "integrated_gradients")
 
 
@@ -592,11 +593,11 @@ def test_browser_draws_images(tmp_path: Path) -> None:
     drawn, said = browse(write_report(image_run(tmp_path / "mi")), "#step=3")
     assert said == ""
     assert 'data-ready="yes"' in drawn
-    assert len(re.findall(r'<canvas width="5" height="4"[^>]* at step 3"', drawn)) == 2
-    for hidden in ("when", "heads", "at-step", "agree", "prompt-card", "aside"):
-        assert re.search(
-            rf'<(section|aside)[^>]* id="{hidden}"[^>]* hidden=""', drawn
-        ) or re.search(rf'<aside id="{hidden}"[^>]* hidden=""', drawn), hidden
+    # Two examples by two methods at the cursor, and the chosen method over seven of the steps.
+    assert len(re.findall(r'<canvas width="5" height="4"[^>]* at step 3"', drawn)) == 4 + 2
+    assert len(re.findall(r'<canvas width="5" height="4"', drawn)) == 4 + 2 * 7
+    for hidden in ("when", "heads", "at-step", "agree", "strips-head"):
+        assert re.search(rf'<(section|div)[^>]* ?id="{hidden}"[^>]* hidden=""', drawn), hidden
 
 
 FRAMES = "<script>window.requestAnimationFrame = draw => setTimeout(draw, 5);</script>"

@@ -4,7 +4,7 @@
 const HUES = {
   induction: [292, .19], previous_token: [178, .11], duplicate_token: [350, .16],
   current_token: [88, .12], first_position: [258, .035],
-  ink: [258, .03], plus: [255, .16], minus: [52, .15],
+  ink: [258, .03], size: [0, .2], plus: [255, .16], minus: [52, .15],
 };
 const HATCH = "repeating-linear-gradient(45deg, var(--hair) 0 2px, transparent 2px 4px)";
 

@@ -13,8 +13,8 @@ const CSV = {
   agreement: () => series(D.agreement?.series ?? []),
   scores: () => lines("step,score,layer,head,value", (D.scores?.list ?? []).flatMap(score => overSteps(score, k =>
     Array.from({ length: HEADS }, (_, j) => [score.name, Math.floor(j / WIDTH), j % WIDTH, scoreAt(score, k, j)])))),
-  inputs: () => lines("step,method,position,token,value", Object.values(D.inputs).flatMap(block => overSteps(block, k =>
-    TOKENS.map((token, q) => [block.title, q, token, inputAt(block, k, q)])))),
+  inputs: () => lines("step,method,position,token,value", Object.values(lanes).flatMap(block => overSteps(block, k =>
+    rowNames(block).map((token, q) => [block.title, q, token, inputAt(block, k, q)])))),
   examples: () => lines("example,score,description,token,share", [...(D.examples?.proponents ?? []), ...(D.examples?.opponents ?? [])]
     .flatMap(e => (e.tokens.length ? e.tokens : [["", null]]).map(([token, share]) => [e.index, e.score, e.words, token, share]))),
 };

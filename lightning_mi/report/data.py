@@ -10,10 +10,12 @@ from .checks import checks
 from .examples import examples
 from .headline import headline, measured
 from .heads import behaviour, onsets, scores
-from .inputs import METHODS, agreement, answers, attention, attribution, prompt
+from .inputs import agreement, answers, attention, attribution, prompt
+from .methods import methods
 from .phrases import plural, tokens_in_words
 from .pictures import pictures
 from .shelf import Shelf
+from .tables import tables
 from .words import answers as short_answers
 
 __all__ = ["payload"]
@@ -44,6 +46,7 @@ def payload(run: Run) -> dict[str, Any]:
         "answers": answers(shelf),
         "inputs": _inputs(shelf, tokens),
         "pictures": pictures(shelf),
+        "tables": tables(shelf),
         "agreement": agreement(shelf),
         "examples": examples(shelf),
         "checks": checks(shelf),
@@ -61,7 +64,7 @@ def payload(run: Run) -> dict[str, Any]:
 def _inputs(shelf: Shelf, tokens: list[str]) -> dict[str, Any]:
     if not tokens:
         return {}  # without tokens there are no rows to name
-    found = {method: attribution(shelf, method, tokens) for method in METHODS}
+    found = {method: attribution(shelf, method, tokens) for method in methods(shelf)}
     return {method: block for method, block in found.items() if block is not None}
 
 

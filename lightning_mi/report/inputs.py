@@ -1,4 +1,4 @@
-"""What the report shows of the prompt: tokens, attributions, attention, answers, agreement."""
+"""What the report shows of texts: tokens, attributions, attention, answers, agreement."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from ..record import Record
+from ..record import Panel, Record
 from .heads import curve
+from .methods import cap, methods, recipe, signed, target, targets, title
 from .pack import pack, thin
-from .shelf import Numbers, Shelf, stack
+from .shelf import Shelf, stack
 
-__all__ = ["agreement", "answers", "attention", "attribution", "prompt", "source_of_copy", "target"]
+__all__ = ["agreement", "answers", "attention", "attribution", "prompt", "source_of_copy"]
 
 POSITIONS = ("example", "position")
 
-METHODS = {"integrated_gradients": "integrated gradients", "saliency": "saliency"}
+EXAMPLES = 6
+"""So many examples are drawn as coloured texts."""
+
+AGREEING = {"integrated_gradients": "integrated gradients", "saliency": "saliency"}
+"""Methods that are compared with the attention of a head."""
 
 ATTENDED = ("head", "key_position")
 
@@ -28,7 +33,7 @@ def prompt(shelf: Shelf) -> dict[str, Any] | None:
     """
     attended = shelf.last("prompt/attention", ATTENDED)
     # Only looked at: without the names of its tokens an attribution cannot be drawn.
-    explained = [shelf.peek(f"{m}/values", POSITIONS) for m in METHODS]
+    explained = [shelf.peek(f"{m}/values", POSITIONS) for m in methods(shelf)]
     lists = [_labels(attended, "key_position")] + [_asked(r[-1]) for r in explained if r]
     tokens = next((tokens for tokens in lists if tokens), None)
     if tokens is None:
@@ -122,63 +127,62 @@ def attribution(shelf: Shelf, method: str, tokens: Sequence[str]) -> dict[str, A
 
     Args:
         shelf: The records.
-        method: ``"saliency"`` or ``"integrated_gradients"``.
+        method: Name of the measurement.
         tokens: The tokens of the prompt, which the first example must have.
 
     Returns:
-        Values with one scale for the whole run; None where there are none for this prompt.
+        Values with one scale for the whole run, signed ones as they are and others as shares of
+        their example; None where there are none for this prompt.
     """
     records = shelf.peek(f"{method}/values", POSITIONS)
     if not records or not _same(_first_example(records[-1]) or tokens, tokens):
         return None
     records = shelf.get(f"{method}/values", POSITIONS)
-    width = records[-1].panel.values.shape[1]
-    records = records[thin(len(records), width)]
-    values = stack(records)[:, 0, :]
-    if method == "saliency":
-        total = np.nansum(np.abs(values), axis=1, keepdims=True)
+    count, width = records[-1].panel.values.shape
+    count = min(count, EXAMPLES)
+    records = records[thin(len(records), count * width)]
+    values, panel = stack(records)[:, :count], records[-1].panel
+    with_sign = signed(panel)
+    if not with_sign:
+        total = np.nansum(np.abs(values), axis=2, keepdims=True)
         # Nothing to share out is undefined, not zero.
         values = np.divide(values, total, out=np.full_like(values, np.nan), where=total > 0)
-    panel = records[-1].panel
-    unit = "share of the total" if method == "saliency" else panel.unit
+    unit = panel.unit if with_sign else "share of the total"
+    floor = 0.5 if panel.unit in ("logits", "nats") else 0.0
     return {
-        "title": METHODS[method],
+        "title": title(method),
+        "signed": with_sign,
         "at": [r.step for r in records],
-        "values": pack(values),
+        "values": pack(values[:, 0]),
         "width": width,
         "unit": "" if unit == "1" else unit,
-        "cap": _cap(values, method),
-        "target": target(panel.convention),
-        "how": _how(records[-1]),
-        "gap": _gap(shelf, [r.step for r in records]) if method != "saliency" else None,
+        "cap": cap(values, floor if with_sign else 3 / width),
+        "target": target(panel),
+        "how": recipe(records[-1]),
+        "gap": _gap(shelf, method, [r.step for r in records]) if with_sign else None,
+        "texts": _texts(panel, count),
+        "each": pack(values, bits=8),
     }
 
 
-def _cap(values: Numbers, method: str) -> float:
-    """Full colour: nearly the largest value of the run, but never less than a stated floor."""
-    sizes = np.abs(values[np.isfinite(values)])
-    largest = float(np.quantile(sizes, 0.995)) if sizes.size else 0.0
-    floor = 3 / values.shape[1] if method == "saliency" else 0.5
-    return float(f"{max(largest, floor):.3g}")
+def _texts(panel: Panel, count: int) -> list[dict[str, Any]]:
+    """Tokens and target of each example, padding at the end left out; nothing where unnamed."""
+    named = panel.coords.get("example,position")
+    if not isinstance(named, list) or count < 2:
+        return []
+    asked = targets(panel)
+    ends = panel.convention.get("lengths")
+    return [
+        {
+            "tokens": [str(t) for t in row][: int(ends[i]) if isinstance(ends, list) else None],
+            "target": asked[i] if i < len(asked) else None,
+        }
+        for i, row in enumerate(named[:count])
+    ]
 
 
-def target(facts: Any) -> str | None:
-    """Return the text of the first example's target, or None where it has none."""
-    found = _pick(facts, "target_text", "target")
-    if isinstance(found, list):
-        found = found[0] if found else None
-    return None if found is None else str(found)
-
-
-def _how(record: Record) -> str:
-    """The recipe in one line: arguments of the measurement that are plain."""
-    arguments = record.made_by.get("init_args", {}) if record.made_by else {}
-    plain = {k: v for k, v in arguments.items() if isinstance(v, str | int | float) and k != "name"}
-    return ", ".join(f"{k} {v}" for k, v in plain.items())
-
-
-def _gap(shelf: Shelf, steps: list[int]) -> Any:
-    records = {r.step: r for r in shelf.get("integrated_gradients/gap", ("example",))}
+def _gap(shelf: Shelf, method: str, steps: list[int]) -> Any:
+    records = {r.step: r for r in shelf.get(f"{method}/gap", ("example",))}
     if not records:
         return None
     missing = np.nan
@@ -191,8 +195,8 @@ def agreement(shelf: Shelf) -> dict[str, Any] | None:
     """Return the rank correlations of attributions with the head's attention over steps."""
     series = []
     facts: dict[str, Any] = {}
-    for method, title in METHODS.items():
-        found = curve(shelf, f"agreement/{method}", title)
+    for method, name in AGREEING.items():
+        found = curve(shelf, f"agreement/{method}", name)
         if found is not None:
             series.append({**found, "key": method})
             facts |= (shelf.last(f"agreement/{method}", ()) or shelf.all[0]).panel.convention

@@ -20,7 +20,7 @@ function drawHeader() {
 /** Where no head was scored but other things were measured, what only heads have leaves no gap. */
 function hideEmpty() {
   if (D.headline.state !== "measured") return;
-  const empty = { when: !D.behaviour, heads: !D.scores, "at-step": !D.scores, agree: !D.agreement, "prompt-card": !D.prompt };
+  const empty = { when: !D.behaviour, heads: !D.scores, "at-step": !D.scores, agree: !D.agreement, "prompt-card": !D.prompt && !pictures.length && !featured.length };
   for (const [id, hidden] of Object.entries(empty)) $(id).hidden = hidden;
   $("aside").hidden = empty["at-step"] && empty["prompt-card"];
   $("columns").classList.toggle("alone", $("aside").hidden && empty.when && empty.agree && !methods.length);
@@ -38,14 +38,14 @@ $("answers").addEventListener("click", event => {
 function buildTabs() {
   const tab = (key, value, text) => h("button", { type: "button", "data-set": key, "data-on": value }, text);
   $("scores").replaceChildren(...(D.scores?.list ?? []).map(score => tab("score", score.name, score.title)));
-  $("methods").replaceChildren(...methods.map(name => tab("method", name, D.inputs[name].title)));
+  $("methods").replaceChildren(...methods.map(name => tab("method", name, methodTitle(name))));
   document.querySelectorAll("[data-set]").forEach(button => button.addEventListener("click", () => {
     const { set: key, on, off } = button.dataset, value = String(S[key]) === on ? off ?? on : on;
     set({ [key]: typeof S[key] === "number" ? +value : value });
   }));
   document.querySelectorAll("[data-set=unit]").forEach(button => { button.hidden = !D.tokens; });
-  document.querySelectorAll("[data-set=all]").forEach(button => { button.hidden = TOKENS.length <= FEW_TOKENS; });
-  const empty = { behaviour: !D.behaviour, scores: !D.scores, inputs: !methods.length, agreement: !D.agreement, examples: !D.examples };
+  document.querySelectorAll("[data-set=all]").forEach(button => { button.hidden = !Object.values(lanes).some(block => rowNames(block).length > FEW_TOKENS); });
+  const empty = { behaviour: !D.behaviour, scores: !D.scores, inputs: !Object.keys(lanes).length, agreement: !D.agreement, examples: !D.examples };
   document.querySelectorAll("[data-csv]").forEach(button => { button.hidden = empty[button.dataset.csv]; });
 }
 

@@ -27,6 +27,8 @@ SCRIPTS = (
     "maps.js",
     "prompt.js",
     "pictures.js",
+    "strips.js",
+    "bars.js",
     "examples.js",
     "checks.js",
     "csv.js",

@@ -1,4 +1,4 @@
-"""What the report shows of attributions of images: the first example at each step."""
+"""What the report shows of attributions of images: examples over steps, over the images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..record import Record
-from .inputs import METHODS, target
+from .methods import cap, methods, signed, targets, title
 from .pack import pack, thin
 from .shelf import Numbers, Shelf, stack
 
@@ -15,16 +15,18 @@ __all__ = ["pictures"]
 
 AXES = (("example", "channel", "y", "x"), ("example", "y", "x"))
 
-PIXELS = 500_000
+EXAMPLES = 4
+
+PIXELS = 1_000_000
 """Above so many pixels over all steps only some of the steps are kept."""
 
 
 def pictures(shelf: Shelf) -> dict[str, dict[str, Any]]:
-    """Return the attributions of the first image by method, channels summed.
+    """Return the attributions of the first images by method, channels summed.
 
     The sum over channels keeps the total, so completeness can still be read off the picture.
     """
-    found = {method: _picture(shelf, method) for method in METHODS}
+    found = {method: _picture(shelf, method) for method in methods(shelf)}
     return {method: block for method, block in found.items() if block is not None}
 
 
@@ -32,32 +34,38 @@ def _picture(shelf: Shelf, method: str) -> dict[str, Any] | None:
     records = next((r for axes in AXES if (r := shelf.get(f"{method}/values", axes))), [])
     if not records or 0 in records[-1].panel.values.shape:
         return None
-    height, width = records[-1].panel.values.shape[-2:]
-    records = records[thin(len(records), height * width, PIXELS)]
-    values = np.stack([_first(r) for r in records])
     panel = records[-1].panel
+    count = min(panel.values.shape[0], EXAMPLES)
+    height, width = panel.values.shape[-2:]
+    records = records[thin(len(records), count * height * width, PIXELS)]
+    values = np.stack([_summed(r, count) for r in records])
+    with_sign = signed(panel)
     return {
-        "title": METHODS[method],
+        "title": title(method),
         "at": [r.step for r in records],
         "values": pack(values, bits=8),
+        "examples": count,
         "height": height,
         "width": width,
-        "signed": bool((values[np.isfinite(values)] < 0).any()),
+        "signed": with_sign,
         "unit": "" if panel.unit == "1" else panel.unit,
-        "cap": _cap(values),
-        "target": target(panel.convention),
+        "cap": cap(values),
+        "targets": targets(panel)[:count],
+        "inputs": _beneath(shelf, method, (count, height, width)),
     }
 
 
-def _first(record: Record) -> Numbers:
-    """The first example with its channels summed."""
-    values = stack([record])[0, 0]
-    image: Numbers = values.sum(0) if values.ndim == 3 else values
-    return image
+def _summed(record: Record, count: int) -> Numbers:
+    """The first examples with their channels summed."""
+    values = stack([record])[0, :count]
+    images: Numbers = values.sum(1) if values.ndim == 4 else values
+    return images
 
 
-def _cap(values: Numbers) -> float:
-    """Full colour: nearly the largest size of the run, so that one pixel does not pale the rest."""
-    sizes = np.abs(values[np.isfinite(values)])
-    largest = float(np.quantile(sizes, 0.995) or sizes.max()) if sizes.size else 0.0
-    return float(f"{largest or 1.0:.3g}")
+def _beneath(shelf: Shelf, method: str, shape: tuple[int, ...]) -> Any:
+    """The images in grey, 0 to 255, or None where they were not recorded."""
+    last = shelf.last(f"{method}/inputs", ("example", "y", "x"))
+    if last is None:
+        return None
+    grey = np.asarray(last.panel.values, float)[: shape[0]]
+    return pack(grey, bits=8) if grey.shape == shape else None

@@ -3,9 +3,13 @@
 
 const MOST_TOKENS = 160, NAMES = 34;
 
+/** Short names of the rows under the prompt. */
+const BRIEF = { saliency: "sal", integrated_gradients: "IG", input_x_gradient: "i×g", attn_lrp: "LRP" };
+
 const promptRows = [
-  D.inputs.saliency && { name: "sal", block: D.inputs.saliency, value: (k, q) => inputAt(D.inputs.saliency, k, q), shade: v => colour("ink", v / D.inputs.saliency.cap) },
-  D.inputs.integrated_gradients && { name: "IG", block: D.inputs.integrated_gradients, value: (k, q) => inputAt(D.inputs.integrated_gradients, k, q), shade: v => plusMinus(v / D.inputs.integrated_gradients.cap) },
+  ...Object.entries(D.inputs).map(([name, block]) => ({
+    name: BRIEF[name] ?? name.slice(0, 4), block, value: (k, q) => inputAt(block, k, q), shade: inputShade(block),
+  })),
   D.attention && { name: "attn", block: D.attention, value: attentionAt, shade: v => colour("induction", v) },
 ].filter(Boolean);
 
@@ -22,6 +26,7 @@ const letters = text => 7.55 * [...text].length + 4;
 function buildPrompt() {
   const host = $("prompt");
   cells = [];
+  if (!D.prompt && (pictures.length || featured.length)) return;
   if (!D.prompt) return notMeasured(host, "No prompt was recorded. HeadMonitor() and the attribution monitors record one.");
   host.replaceChildren();
   const room = host.clientWidth - NAMES, first = Math.max(0, TOKENS.length - MOST_TOKENS);
@@ -74,11 +79,11 @@ function paintPrompt() {
 
 /** What the colours mean, with their scales. */
 function drawKey() {
-  const scale = { sal: b => `0 to ${fmt(100 * b.cap, 0)} %`, IG: b => `±${+b.cap.toPrecision(2)} ${b.unit}`, attn: () => "0 to 1" };
-  const words = { sal: "saliency, share of the total", IG: "integrated gradients: opposes, supports", attn: attentionWords() };
-  $("key").replaceChildren(...promptRows.flatMap(row => {
-    const gradient = row.name === "IG" ? ramp(plusMinus, -1) : ramp(t => colour(row.name === "attn" ? "induction" : "ink", t));
-    return [h("span", { class: "ramp", style: `background:${gradient}` }), h("span", {}, words[row.name]), h("span", {}, scale[row.name](row.block))];
+  if (!D.prompt) return;
+  $("key").replaceChildren(...promptRows.flatMap(({ name, block }) => {
+    const attends = name === "attn", gradient = block.signed ? ramp(plusMinus, -1) : ramp(t => colour(attends ? "induction" : "ink", t));
+    const words = attends ? attentionWords() : `${block.title}${block.signed ? ": opposes, supports" : ", share of the total"}`;
+    return [h("span", { class: "ramp", style: `background:${gradient}` }), h("span", {}, words), h("span", {}, attends ? "0 to 1" : inputScale(block))];
   }));
 }
 

@@ -96,18 +96,24 @@ function sayHeadRows(event, i, y) {
 const FEW_TOKENS = 12;
 const inputAt = (block, k, position) => (position < block.width ? block.values[k * block.width + position] : NaN);
 
+/** What the rows are called: tokens of the prompt, or features of a table. */
+const rowNames = block => block.names ?? TOKENS;
+const lanes = { ...D.tables, ...D.inputs };       // what is drawn as rows over steps
+
 /** The tokens with the largest values, in the order of the prompt; or all of them. */
 function tokenRows(block) {
-  const all = TOKENS.map((_, q) => q);
+  const all = rowNames(block).map((_, q) => q);
   if (S.all || all.length <= FEW_TOKENS) return all;
   const peak = all.map(q => block.at.reduce((m, _, k) => m + Math.abs(inputAt(block, k, q) || 0), 0));
   return [...all].sort((a, b) => peak[b] - peak[a]).slice(0, FEW_TOKENS).sort((a, b) => a - b);
 }
 
-const inputShade = block => v => (S.method === "saliency" ? colour("ink", v / block.cap) : plusMinus(v / block.cap));
+const inputShade = block => v => (block.signed ? plusMinus(v / block.cap) : colour("ink", v / block.cap));
+const isShare = block => block.unit === "share of the total";
 
 function inputScale(block) {
-  return S.method === "saliency" ? `0 to ${fmt(100 * block.cap, 0)} %` : `±${+block.cap.toPrecision(2)} ${block.unit}`;
+  if (isShare(block)) return `0 to ${fmt(100 * block.cap, 0)} %`;
+  return `${block.signed ? "±" : "0 to "}${+block.cap.toPrecision(2)} ${block.unit}`;
 }
 
 /** Why there is no map of tokens. */
@@ -119,40 +125,44 @@ function unseen() {
 }
 
 function drawInputs() {
-  const block = D.inputs[S.method];
+  const block = lanes[S.method];
   $("inputs-sub").textContent = "";
-  if (!block && pictures.length) {
-    const signed = pictures.filter(one => one.signed).map(one => one.title).join(" and ");
-    const signs = signed && ` In ${signed}, blue supports the target and orange opposes it.`;
-    $("inputs-sub").textContent = `The first image at this step, channels summed, one scale for the whole run.${signs}`;
+  if (!block && D.pictures[S.method]) {
+    const signs = D.pictures[S.method].signed ? " Blue supports the target, orange opposes it." : "";
+    $("inputs-sub").textContent = `Each row an image, each column a step; channels summed, one scale for the whole run.${signs}`;
+    $("inputs").replaceChildren();
+    cursors.delete("inputs");
     return;
   }
   if (!block) return notMeasured($("inputs"), unseen());
   const rows = tokenRows(block), height = rowHeight(rows.length);
-  const source = D.prompt.source == null ? "" : ", ◂ the one to copy";
-  $("inputs-sub").textContent = `Each row a token of the prompt${source}; ${block.unit}, one scale for the whole run: ${inputScale(block)}`;
-  lane("inputs", height * rows.length, `${block.title} of each token over training steps`, svg => {
-    nameRows(svg, rows.map(q => show(TOKENS[q]).slice(0, 7) + (q === D.prompt.source ? " ◂" : "")), height,
-      place => ({ bold: rows[place] === D.prompt.source, mono: true }));
+  const source = block.names || D.prompt.source == null ? "" : ", ◂ the one to copy";
+  const what = block.names ? `a feature, mean of ${block.n}` : "a token of the prompt";
+  $("inputs-sub").textContent = `Each row ${what}${source}; ${block.unit}, one scale for the whole run: ${inputScale(block)}`;
+  lane("inputs", height * rows.length, `${block.title} of each ${block.names ? "feature" : "token"} over training steps`, svg => {
+    const isSource = q => !block.names && q === D.prompt.source;
+    nameRows(svg, rows.map(q => show(rowNames(block)[q]).slice(0, block.names ? 17 : 7) + (isSource(q) ? " ◂" : "")), height,
+      place => ({ bold: isSource(rows[place]), mono: true }));
   });
   paintRows("inputs", block, rows, height, (k, q) => inputAt(block, k, q), inputShade(block));
 }
 
 function sayInputs(event, i, y) {
-  const block = D.inputs[S.method];
+  const block = lanes[S.method];
   if (!block) return;
   const rows = tokenRows(block), q = rows[Math.floor(y / rowHeight(rows.length))], k = nearest(block.at, D.steps[i]);
-  if (q != null) say(event, `“${show(TOKENS[q])}” at position ${q}`, `${inputWords(block, k, q)} at step ${whole(block.at[k])}`, inputNote(block, k));
+  if (q != null) say(event, block.names ? block.names[q] : `“${show(TOKENS[q])}” at position ${q}`, `${inputWords(block, k, q)} at step ${whole(block.at[k])}`, inputNote(block, k));
 }
 
 function inputWords(block, k, q) {
   const value = inputAt(block, k, q);
-  return block.title === "saliency" ? `${fmt(100 * value, 1)} % of the total` : `${fmt(value)} ${block.unit}`;
+  return isShare(block) ? `${fmt(100 * value, 1)} % of the total` : `${fmt(value)} ${block.unit}`;
 }
 
 function inputNote(block, k) {
   const target = block.target ? ` Target: “${show(block.target)}”.` : "";
-  if (block.title === "saliency") return `size of the gradient with respect to the token's embedding, as a share of the sum over tokens.${target}`;
+  if (block.title === "saliency" && isShare(block)) return `size of the gradient with respect to the token's embedding, as a share of the sum over tokens.${target}`;
+  if (!block.signed) return isShare(block) ? `a share of the sum over tokens.${target}` : target;
   const gap = block.gap ? ` Completeness gap ${fmt(block.gap[k], 4)}.` : "";
   return `blue supports, orange opposes.${target}${gap}${block.how ? ` ${block.how}.` : ""}`;
 }

@@ -1,7 +1,8 @@
 // What is chosen: S. It lives in the address, so a link shows the same view.
 
 const scoreNames = (D.scores?.list ?? []).map(score => score.name);
-const methods = Object.keys(D.inputs);
+const methods = Object.keys({ ...D.inputs, ...D.tables, ...D.pictures });
+const methodTitle = name => (D.inputs[name] ?? D.tables[name] ?? D.pictures[name]).title;
 
 const S = {
   i: LAST,                                        // index into D.steps

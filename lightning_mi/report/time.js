@@ -1,6 +1,6 @@
 // The one time axis: steps or tokens, linear or logarithmic, the same for every chart on the left.
 
-const LEFT = 62, RIGHT = 112;                      // margins of the plots
+const RIGHT = 112, LEFT = Object.keys(D.tables).length && !D.prompt ? 132 : 62;   // margins of the plots
 let W = 0;                                        // width of the plots, set by layout
 
 const END = Math.max(D.run.max_steps, D.steps[LAST]) || 1;

@@ -61,27 +61,38 @@ def _which(heads: Heads) -> tuple[str, str]:
 def _looked(data: dict[str, Any]) -> tuple[str, str]:
     prompt = data["prompt"]
     if prompt is None or not data["inputs"]:
-        drawn = [block["title"] for block in data["pictures"].values()]
-        if drawn:
-            return "Drawn below", f"{joined(drawn)} of the first image"
-        kinds = [
-            n.split("/")[0].replace("_", " ") for n in data["undrawn"] if n.endswith("/values")
-        ]
-        if kinds:
-            return "measured", f"{joined(kinds)}: see the loggers' pictures and the run folder"
-        return NOTHING, "SaliencyMonitor() and IntegratedGradientsMonitor() measure it"
+        return _looked_elsewhere(data)
     tops = {name: _top(block) for name, block in data["inputs"].items()}
     known = {name: at for name, at in tops.items() if at is not None}
     if not known:
         return "undefined", "all attributions of the last step are undefined"
-    names = {"integrated_gradients": "IG", "saliency": "saliency"}
     first = next(iter(known))
-    same = [names[n] for n, at in known.items() if at == known[first]]
-    other = [f"{names[n]} “{_show(prompt['tokens'][at])}”" for n, at in known.items()][1:]
+    same = [_short(n) for n, at in known.items() if at == known[first]]
+    other = [f"{_short(n)} “{_show(prompt['tokens'][at])}”" for n, at in known.items()][1:]
     at = known[first]
     what = f"“{_show(prompt['tokens'][at])}”" + _role(prompt, at)
-    note = "say " + " and ".join(same) if len(same) > 1 else f"says {same[0]}"
+    note = "say " + joined(same) if len(same) > 1 else f"says {same[0]}"
     return what, note + ("" if len(same) == len(known) else f"; {', '.join(other)}")
+
+
+def _short(method: str) -> str:
+    return "IG" if method == "integrated_gradients" else method.replace("_", " ")
+
+
+def _looked_elsewhere(data: dict[str, Any]) -> tuple[str, str]:
+    """Of images and tables; else name what was measured."""
+    if data["tables"]:
+        name, block = next(iter(data["tables"].items()))
+        at = _top(block)
+        top = "undefined" if at is None else _show(block["names"][at])
+        return top, f"leads in {_short(name)}, mean of {block['n']}"
+    drawn = [block["title"] for block in data["pictures"].values()]
+    if drawn:
+        return "Drawn below", f"{joined(drawn)}, over the images"
+    kinds = [n.split("/")[0].replace("_", " ") for n in data["undrawn"] if n.endswith("/values")]
+    if kinds:
+        return "measured", f"{joined(kinds)}: see the loggers' pictures and the run folder"
+    return NOTHING, "SaliencyMonitor() and IntegratedGradientsMonitor() measure it"
 
 
 def _role(prompt: dict[str, Any], position: int) -> str:

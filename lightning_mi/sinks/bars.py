@@ -14,17 +14,18 @@ __all__ = ["draw_bars", "mean_over_examples"]
 BARS, WIDTH, LINE, NAME = 20, 560, 20, 180
 
 
-def draw_bars(records: Sequence[Record], scale: float) -> Pixels:
+def draw_bars(records: Sequence[Record], scale: float, *, like: Record | None = None) -> Pixels:
     """Draw the mean over examples, largest first.
 
     Args:
         records: Panels whose last axis is drawn; all others are averaged.
         scale: Value of a full bar.
+        like: Whose order the bars take; None is each record's own.
 
     Returns:
         The picture.
     """
-    return below([_draw(record, scale) for record in records])
+    return below([_draw(record, scale, like or record) for record in records])
 
 
 def mean_over_examples(panel: Panel) -> list[float]:
@@ -42,12 +43,13 @@ def mean_over_examples(panel: Panel) -> list[float]:
     return mean
 
 
-def _draw(record: Record, scale: float) -> Pixels:
+def _draw(record: Record, scale: float, like: Record) -> Pixels:
     panel = record.panel
     values = mean_over_examples(panel)
     names = labels(panel, panel.axes[-1])
+    leading = mean_over_examples(like.panel)
     order = sorted(
-        range(len(values)), key=lambda i: -abs(values[i]) if values[i] == values[i] else 1.0
+        range(len(values)), key=lambda i: -abs(leading[i]) if leading[i] == leading[i] else 1.0
     )
     canvas = Canvas(WIDTH, 22 + LINE * min(len(order), BARS) + 4)
     n = panel.values.numel() // max(len(values), 1)

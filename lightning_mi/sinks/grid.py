@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..record import Record
 from .bars import draw_bars
@@ -62,8 +62,8 @@ def chosen(records: Sequence[Record]) -> list[Record]:
     Returns:
         Some of them.
     """
-    last, most = len(records) - 1, STEPS[kind_of(records[0])]
-    places = {round(i * last / max(most - 1, 1)) for i in range(min(most, len(records)))}
+    last, count = len(records) - 1, min(STEPS[kind_of(records[0])], len(records))
+    places = {round(i * last / max(count - 1, 1)) for i in range(count)}
     return [records[place] for place in sorted(places)]
 
 
@@ -83,13 +83,12 @@ def draw_grid(records: Sequence[Record], scale: float, inputs: Record | None = N
     few = chosen(records)
     if kind_of(few[0]) == "image":
         return _draw_images(few, scale, inputs)
-    painters: dict[str, Callable[[Sequence[Record], float], Pixels]] = {
-        "strip": lambda one, full: draw_strips(one, full, examples=1),
-        "bars": draw_bars,
-    }
-    paint = painters[kind_of(few[0])]
-    drawn = [titled(paint([record], scale), f"step {record.step:,}") for record in few]
-    return beside(drawn) if kind_of(few[0]) == "bars" else below(drawn, 6)
+    names = [f"step {record.step:,}" for record in few]
+    if kind_of(few[0]) == "bars":
+        bars = [draw_bars([record], scale, like=few[-1]) for record in few]
+        return beside([titled(p, name) for p, name in zip(bars, names, strict=True)])
+    rows = [draw_strips([record], scale, examples=1) for record in few]
+    return below([titled(p, name) for p, name in zip(rows, names, strict=True)], 6)
 
 
 def _draw_images(records: Sequence[Record], scale: float, inputs: Record | None) -> Pixels:

@@ -1,0 +1,73 @@
+"""Which attributions a run recorded, and what they are of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..record import Panel, Record
+from .shelf import Numbers, Shelf
+
+__all__ = ["cap", "methods", "signed", "target", "targets", "title"]
+
+FIRST = ("integrated_gradients", "saliency")
+"""These two stand first wherever methods are listed."""
+
+
+def methods(shelf: Shelf) -> list[str]:
+    """Return the names of all measurements that recorded attributions of examples."""
+    named = [
+        r.measurement
+        for r in (shelf.peek(name)[-1] for name in shelf.names if name.endswith("/values"))
+        if r.panel.axes[:1] == ("example",)
+        and (r.measurement in FIRST or "method" in r.panel.convention)
+    ]
+    return sorted(named, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+
+
+def title(method: str) -> str:
+    """Return a method's name as it is written.
+
+    Example:
+        >>> title("integrated_gradients")
+        'integrated gradients'
+    """
+    return method.replace("_", " ")
+
+
+def signed(panel: Panel) -> bool:
+    """Whether values support and oppose: what the panel says, else whether one is negative."""
+    sign = panel.convention.get("sign")
+    return bool((panel.values < 0).any()) if sign is None else sign != "none"
+
+
+def targets(panel: Panel) -> list[str]:
+    """Return the text of each example's target, or nothing where there is none."""
+    said = (panel.convention.get(key) for key in ("target_text", "target"))
+    found = next((one for one in said if one is not None), None)
+    if isinstance(found, list):
+        return [str(text) for text in found]
+    return [str(found)] * panel.values.shape[0] if isinstance(found, str | int) else []
+
+
+def target(panel: Panel) -> str | None:
+    """Return the text of the first example's target, or None where it has none."""
+    return next(iter(targets(panel)), None)
+
+
+def cap(values: Numbers, floor: float = 0.0) -> float:
+    """Return the value of full colour: nearly the largest size of the run, and at least a floor.
+
+    One extreme value does not pale the rest; what is zero almost everywhere is still seen.
+    """
+    sizes = np.abs(values[np.isfinite(values)])
+    largest = float(np.quantile(sizes, 0.995) or sizes.max()) if sizes.size else 0.0
+    return float(f"{max(largest, floor) or 1.0:.3g}")
+
+
+def recipe(record: Record) -> str:
+    """Return the arguments of the measurement that are plain, in one line."""
+    arguments: dict[str, Any] = record.made_by.get("init_args", {}) if record.made_by else {}
+    plain = {k: v for k, v in arguments.items() if isinstance(v, str | int | float) and k != "name"}
+    return ", ".join(f"{k} {v}" for k, v in plain.items())
