@@ -126,6 +126,8 @@ def _strongest(attention: Record, scores: Record) -> tuple[str, Tensor]:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    below = (values[:, None] > values[None, :]).sum(1).double()
-    equal = (values[:, None] == values[None, :]).sum(1).double()
-    return below + (equal + 1) / 2
+    # Sorted, not compared pair by pair: an image has 50,000 pixels.
+    ordered = values.sort().values
+    below = torch.searchsorted(ordered, values)
+    upto = torch.searchsorted(ordered, values, right=True)
+    return (below + upto + 1).double() / 2

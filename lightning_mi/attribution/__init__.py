@@ -6,7 +6,9 @@ the same during training, over checkpoints and in a notebook.
 
 from __future__ import annotations
 
+from . import evaluate
 from .captum_adapter import CaptumAttribution, captum_attribution
+from .drifting import Drift, drift, drift_series
 from .grad_cam import GradCam, LayerGradCam, grad_cam, layer_grad_cam
 from .gradients import InputXGradient, Saliency, input_x_gradient, saliency
 from .occlusion import Occlusion, occlusion
@@ -20,6 +22,7 @@ from .smoothing import (
     smooth_grad_squared,
     var_grad,
 )
+from .spread import Concentration, concentration, share
 
 __all__ = [
     # what comes out
@@ -50,4 +53,13 @@ __all__ = [
     # gradients along a path
     "integrated_gradients",
     "IntegratedGradients",
+    # how far to believe it
+    "evaluate",
+    # how it moves, and where it lies
+    "drift",
+    "Drift",
+    "drift_series",
+    "concentration",
+    "Concentration",
+    "share",
 ]

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...measurement import Context, Measurement, describe
-from ...record import Reading
-from ...target import TargetLike, TargetOption
+from ...measurement import describe
+from ...target import TargetLike
 from ...task import Task
 from ..baselines import Baseline, Keep
-from ..gradients import Saliency
 from ..result import Attribution
-from .methods import Explanation, measured, method_name
+from .judged import Removing
+from .methods import Explanation, method_name
 from .ranking import beside_chance, check_counts, counts, ranks, undefined
 from .result import Evaluation
 from .stage import Of, Stage, staged
@@ -132,18 +131,17 @@ def insertion(
         return _curves(stage, scores, "insertion", baseline, (steps, draws, seed))
 
 
-@dataclass(frozen=True, eq=False)
-class Deletion:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Deletion(Removing):
     """`deletion` of a method on the measured batch.
 
-    Records of the areas ``values`` ``[example]``, the scalars ``mean``, ``margin`` (how much
-    better than random; its interval is in the convention), ``random``, for tokens ``recency`` and
-    ``recency_margin``, and ``curve``, ``random_curve``, ``recency_curve`` ``[example, step]``.
+    Records the areas as ``values`` ``[example]``, the scalars of `Judged`, and ``curve``,
+    ``random_curve`` and, for tokens, ``recency_curve`` ``[example, step]``.
 
     Args:
         method: Any attribution measurement.
         name: First part of the records' names.
-        target: As in `deletion`, as are all below; None takes the method's.
+        target: What is asked; None takes the method's.
         baseline: What removed units become.
         keep: Ids of tokens that are never removed.
         of: What is followed.
@@ -155,113 +153,66 @@ class Deletion:
         ArgumentError: If an argument cannot be used.
     """
 
-    method: Measurement = Saliency()  # noqa: RUF009 (frozen, so it can be shared)
     name: str = "deletion"
-    target: TargetOption | TargetLike = None
-    baseline: Baseline = None
-    keep: list[int] | None = None
-    of: Of = "probability"
     steps: int = 16
-    draws: int = 5
-    seed: int = 0
 
     def __post_init__(self) -> None:
         """Check what can be checked before there is a model."""
-        check_counts(steps=self.steps, draws=self.draws, seed=self.seed)
+        super().__post_init__()
+        check_counts(steps=self.steps)
 
-    def __call__(self, model: nn.Module, context: Context) -> Reading:
-        """Measure.
+    def judge(
+        self,
+        model: nn.Module,
+        batch: Any,
+        scores: Attribution | Tensor,
+        target: TargetLike,
+        task: Task,
+    ) -> Evaluation:
+        """Call `deletion`.
 
         Args:
             model: The user's model.
-            context: Batch and task.
+            batch: The examples that were explained.
+            scores: What the method gave.
+            target: What was asked.
+            task: Runs the model.
 
         Returns:
-            Areas, curves and what chance gives.
+            Areas and curves.
         """
-        return _measured(self, model, context, deletion)
+        options = {**self.removal, "steps": self.steps}
+        return deletion(model, batch, scores, target, task=task, **options)
 
 
-@dataclass(frozen=True, eq=False)
-class Insertion:
-    """`insertion` of a method on the measured batch; records and arguments as for `Deletion`.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Insertion(Deletion):
+    """`insertion` of a method on the measured batch; records and arguments as for `Deletion`."""
 
-    Args:
-        method: Any attribution measurement.
-        name: First part of the records' names.
-        target: As in `insertion`, as are all below; None takes the method's.
-        baseline: What units are before they are revealed.
-        keep: Ids of tokens that are never hidden.
-        of: What is followed.
-        steps: Number of steps.
-        draws: Number of random attributions.
-        seed: Of ties and random orders.
-
-    Raises:
-        ArgumentError: If an argument cannot be used.
-    """
-
-    method: Measurement = Saliency()  # noqa: RUF009 (frozen, so it can be shared)
     name: str = "insertion"
-    target: TargetOption | TargetLike = None
-    baseline: Baseline = None
-    keep: list[int] | None = None
-    of: Of = "probability"
-    steps: int = 16
-    draws: int = 5
-    seed: int = 0
 
-    def __post_init__(self) -> None:
-        """Check what can be checked before there is a model."""
-        check_counts(steps=self.steps, draws=self.draws, seed=self.seed)
-
-    def __call__(self, model: nn.Module, context: Context) -> Reading:
-        """Measure.
+    def judge(
+        self,
+        model: nn.Module,
+        batch: Any,
+        scores: Attribution | Tensor,
+        target: TargetLike,
+        task: Task,
+    ) -> Evaluation:
+        """Call `insertion`.
 
         Args:
             model: The user's model.
-            context: Batch and task.
+            batch: The examples that were explained.
+            scores: What the method gave.
+            target: What was asked.
+            task: Runs the model.
 
         Returns:
-            Areas, curves and what chance gives.
+            Areas and curves.
         """
-        return _measured(self, model, context, insertion)
-
-
-def _measured(
-    options: Deletion | Insertion, model: nn.Module, context: Context, way: Any
-) -> Reading:
-    scores = measured(options.method, model, context, options.target)
-    target = options.target if options.target is not None else asked_of(options.method, scores)
-    found: Evaluation = way(
-        model,
-        context.batch,
-        scores,
-        target,
-        baseline=options.baseline,
-        keep=options.keep,
-        of=options.of,
-        steps=options.steps,
-        draws=options.draws,
-        seed=options.seed,
-        task=context.task,
-    )
-    return found.reading()
-
-
-def asked_of(method: Measurement, scores: Attribution | Tensor) -> TargetLike:
-    """Return the method's target where its scores do not say which token they are about.
-
-    Args:
-        method: The measurement.
-        scores: What it gave.
-
-    Returns:
-        The target; None where the scores know it.
-    """
-    known = isinstance(scores, Attribution) and scores.token is not None
-    target: TargetLike = None if known else getattr(method, "target", None)
-    return target
+        options = {**self.removal, "steps": self.steps}
+        return insertion(model, batch, scores, target, task=task, **options)
 
 
 def _curves(

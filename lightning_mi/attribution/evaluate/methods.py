@@ -30,17 +30,21 @@ Explanation: TypeAlias = Attribution | Tensor | Method
 """Scores, or what makes them."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Fixed:
     """A question about logits as a target that means the same at other inputs.
 
     Args:
         question: Whose token and position were settled.
-        higher_is_better: Whether more of it means that the model does better.
     """
 
-    question: Question
-    higher_is_better: bool = True
+    # No dataclass: the outputs that a question holds are no part of a recipe.
+    def __init__(self, question: Question) -> None:
+        self.question = question
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether more of it means that the model does better."""
+        return bool(self.question.target.higher_is_better)
 
     def __call__(self, outputs: Tensor, batch: Any) -> Tensor:
         """Return the target's value.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ...errors import ArgumentError
+from ..drifting import Drift, drift
 from .stage import Stage
 
-__all__ = ["beside_chance", "counts", "ranks", "recency"]
+__all__ = ["alike", "beside_chance", "counts", "ranks", "recency"]
 
 
 def ranks(scores: Tensor, free: Tensor, seed: int) -> Tensor:
@@ -69,27 +71,24 @@ def recency(stage: Stage) -> Tensor:
     return torch.where(places <= stage.question.position[:, None], places, -1 - places)
 
 
-def shuffled(scores: Tensor, free: Tensor, draws: int, seed: int) -> list[Tensor]:
-    """Return the same scores in random order: attributions that know nothing.
+def shuffles(free: Tensor, draws: int, seed: int) -> Tensor:
+    """Return random orders of the units that may be removed.
 
     Args:
-        scores: ``[example, unit]``.
-        free: Which units may be removed; the others keep their scores.
-        draws: How many.
+        free: Which units may be removed, ``[example, unit]``; the others keep their place.
+        draws: How many orders.
         seed: Of their generator.
 
     Returns:
-        As many as drawn, each ``[example, unit]``.
+        Long ``[draw, example, unit]``: whose score each unit gets.
     """
-    generator = torch.Generator().manual_seed(seed + 1)
-    found = []
-    for _ in range(draws):
-        drawn = torch.rand(scores.shape, generator=generator, dtype=torch.float64).to(scores.device)
-        # The k-th free unit in random order gets the score of the k-th free unit in order.
-        to = drawn.masked_fill(~free, 2.0).argsort(1)
-        of = (~free).long().argsort(dim=1, stable=True)
-        found.append(scores.scatter(1, to, scores.gather(1, of)).where(free, scores))
-    return found
+    generator = torch.Generator().manual_seed(seed + 1)  # not the order among ties
+    shape = (draws, *free.shape)
+    drawn = torch.rand(shape, generator=generator, dtype=torch.float64).to(free.device)
+    # The k-th free unit in random order gets what the k-th free unit in order had.
+    to = drawn.masked_fill(~free, 2.0).argsort(dim=-1, stable=True)
+    of = (~free).long().argsort(dim=-1, stable=True).expand(shape)
+    return torch.empty_like(to).scatter_(-1, to, of)
 
 
 def beside_chance(
@@ -109,11 +108,36 @@ def beside_chance(
     """
     found: dict[str, Any] = {
         "scores": judge(scores),
-        "random": [judge(each) for each in shuffled(scores, stage.free, draws, seed)],
+        "random": [judge(scores.gather(1, i)) for i in shuffles(stage.free, draws, seed)],
     }
     if stage.entry.is_tokens:
         found["recency"] = judge(recency(stage))
     return found
+
+
+def alike(stage: Stage, x: Tensor, y: Tensor, k: int | None = None) -> Drift:
+    """Compare scores over the units that may be removed: padding always agrees.
+
+    Args:
+        stage: The model and its inputs.
+        x: ``[example, unit]``.
+        y: ``[example, unit]``.
+        k: Number of units for the Jaccard index.
+
+    Returns:
+        The comparison; k and number of units are those of the first example.
+    """
+    if bool(stage.free.all()):
+        return drift(x, y, k)
+    kept = zip(x, y, stage.free, strict=True)
+    rows = [drift(a[free][None], b[free][None], k) for a, b, free in kept]
+    return dataclasses.replace(
+        rows[0],
+        spearman=torch.cat([row.spearman for row in rows]),
+        absolute=torch.cat([row.absolute for row in rows]),
+        jaccard=torch.cat([row.jaccard for row in rows]),
+        cosine=torch.cat([row.cosine for row in rows]),
+    )
 
 
 def undefined(scores: Tensor, free: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from ...target import Logit, LogProbability, TargetLike, as_target
 from ...task import Task
 from ..asking import asking, everything
 from ..baselines import Baseline, Keep, baseline_point
+from ..copies import Copies, moving
 from ..entry import Entry
 from ..question import Question, widened
 from ..result import Attribution, channel_axis
@@ -26,8 +27,8 @@ __all__ = ["Of", "Stage", "staged"]
 Of: TypeAlias = Literal["probability", "target"]
 """What of the model's answer is followed."""
 
-PORTION = {"cpu": 2**20, "cuda": 2**26}
-"""Bytes of points and outputs that one pass should hold; only shapes decide, never timing."""
+MOST = 2**16
+"""Settings in one pass, if ever so small."""
 
 
 @dataclass(eq=False)
@@ -41,7 +42,7 @@ class Stage:
         unit: Unit of that number.
         start: What removed units become, ``[example, …]``.
         free: Which units may be removed, ``[example, unit]``: no padding, nothing that is kept.
-        stackable: Whether examples can be stacked many times over.
+        copies: Runs the model at many settings in one pass, where that is right.
     """
 
     entry: Entry
@@ -50,7 +51,7 @@ class Stage:
     unit: str
     start: Tensor
     free: Tensor
-    stackable: bool = True
+    copies: Copies
 
     @property
     def rows(self) -> Tensor:
@@ -75,26 +76,34 @@ class Stage:
 
         Returns:
             Float64 ``[example, unit]``.
+        """
+        return self.parts(scores).sum(-1)
+
+    def parts(self, scores: Tensor) -> Tensor:
+        """Return the scores unit by unit.
+
+        Args:
+            scores: Shaped like the inputs, or like them without the channel axis.
+
+        Returns:
+            Float64 ``[example, unit, part]``: one part where there is one score for each unit,
+            else as many as a unit has channels.
 
         Raises:
             ArgumentError: If the shape fits neither.
         """
         scores = scores.detach().to(self.start.device).double()
-        shape, axis = self.entry.inputs.shape, self.axis
-        if not self.entry.is_tokens and axis is not None:
-            without = shape[:axis] + shape[axis + 1 :]
-            if scores.shape == without:
-                return scores.flatten(1)
-            single = scores.ndim == len(shape) and scores.shape[axis] == 1
-            if scores.shape == shape or (single and scores.sum(axis).shape == without):
-                return scores.sum(axis).flatten(1)
-        elif self.entry.is_tokens and scores.shape == self.start.shape:
-            return scores.sum(-1).flatten(1)
-        elif scores.shape == shape:
-            return scores.reshape(len(scores), -1)
+        axis, shape = self.axis, self.start.shape
+        without = shape if axis is None else shape[:axis] + shape[axis + 1 :]
+        if scores.shape == without:
+            return scores.reshape(*self.free.shape, 1)
+        if axis is not None and scores.ndim == len(shape):
+            found = scores.movedim(axis, -1)
+            if found.shape[:-1] == without and found.shape[-1] in (1, shape[axis]):
+                return found.reshape(*self.free.shape, found.shape[-1])
         raise ArgumentError.of(
             "scores",
-            expected=f"the shape of the inputs, {tuple(shape)}"
+            expected=f"the shape of the inputs, {tuple(self.entry.inputs.shape)}"
             + ("" if axis is None or self.entry.is_tokens else ", or that without channels"),
             got=tuple(scores.shape),
             do="Pass what an attribution method returned for the same inputs.",
@@ -138,12 +147,11 @@ class Stage:
         Returns:
             ``[setting, example]``.
         """
-        many = self._settings_a_pass() if self.stackable else 1
         found = []
-        for first in range(0, count, many):
-            part = points(slice(first, min(first + many, count)))
-            outputs = self.entry.run(part.flatten(0, 1), self.rows)
-            found.append(self.read(self.question(outputs, self.rows)).view(len(part), -1))
+        for first in range(0, count, self.copies.many):
+            part = points(slice(first, min(first + self.copies.many, count)))
+            values = self.copies.values(part.flatten(0, 1))
+            found.append(self.read(values).view(len(part), -1))
         return torch.cat(found) if found else self.point.new_empty(0, len(self.rows))
 
     def now(self) -> Tensor:
@@ -153,12 +161,6 @@ class Stage:
             ``[example]``.
         """
         return self.read(self.question(self.entry.outputs.detach(), self.rows))
-
-    def _settings_a_pass(self) -> int:
-        point, output = self.start[0], self.entry.outputs[0]
-        held = point.numel() * point.element_size() + output.numel() * output.element_size()
-        portion = PORTION.get(point.device.type, PORTION["cpu"])
-        return max(1, portion // (held * len(self.rows)))
 
 
 @contextmanager
@@ -192,8 +194,7 @@ def staged(
     Raises:
         ArgumentError: If an argument cannot be used.
     """
-    if of not in get_args(Of):
-        raise ArgumentError.of("of", expected=f"one of {get_args(Of)}", got=repr(of), do="Choose.")
+    check_of(of)
     if target is None and not isinstance(explanation, Attribution | Tensor):
         target = getattr(explanation, "target", None)
     scores = explained(explanation, model, inputs, target, task)
@@ -203,9 +204,23 @@ def staged(
             question = _as_explained(question, scores)
         start = baseline_point(entry, baseline, keep)
         read, unit, question = _reading(question, of)
-        stage = Stage(entry, question, read, unit, start, _free(entry, keep))
-        stage.stackable = _can_stack(stage)
-        yield stage, scores
+        copies = Copies(entry, question, MOST)
+        yield Stage(entry, question, read, unit, start, _free(entry, keep), copies), scores
+
+
+def check_of(of: str) -> None:
+    """Refuse to follow what does not exist.
+
+    Args:
+        of: What the user named.
+
+    Raises:
+        ArgumentError: If it is neither of the two.
+    """
+    if of not in get_args(Of):
+        raise ArgumentError.of(
+            "of", expected=f"one of {list(get_args(Of))}", got=repr(of), do="Choose one."
+        )
 
 
 def _asked(target: TargetLike, scores: Attribution | Tensor) -> TargetLike:
@@ -245,27 +260,6 @@ def _axis(entry: Entry) -> int | None:
 
 
 def _free(entry: Entry, keep: Keep) -> Tensor:
-    """Return which units a baseline moves, found with one that no input can equal."""
-    point = widened(entry.point)
-    far = 2 * float(point.abs().max().nan_to_num(1.0)) + 1
-    start = torch.full_like(point, far) if entry.is_tokens else far
-    moved = baseline_point(entry, start, keep) != point
-    axis = _axis(entry)
-    return (moved if axis is None else moved.any(axis)).flatten(1)
-
-
-def _can_stack(stage: Stage) -> bool:
-    """Say whether two copies of the batch in one pass give what one copy gives."""
-    try:
-        with torch.no_grad():
-            both = stage.entry.run(torch.cat([stage.point, stage.point]), stage.rows)
-            found = stage.question(both, stage.rows).view(2, -1)
-    except (RuntimeError, ValueError, IndexError):
-        return False  # The forward pass counts on the size of its batch.
-    here = stage.question(stage.entry.outputs.detach(), stage.rows)
-    slack = 1e-2 if stage.entry.inputs.is_floating_point() and _is_half(stage) else 1e-3
-    return bool((found - here).abs().max() <= slack * here.abs().max().clamp(min=1e-6))
-
-
-def _is_half(stage: Stage) -> bool:
-    return stage.entry.point.element_size() < 4
+    """Return which units a baseline may move: no padding, none that are kept."""
+    free, axis = moving(entry, keep), _axis(entry)
+    return (free if axis is None or entry.is_tokens else free.any(axis)).flatten(1)

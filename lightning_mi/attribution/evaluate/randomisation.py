@@ -1,0 +1,334 @@
+"""Sanity checks (Adebayo et al. 2018): do the scores depend on what the model has learned?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ...checkpoints import Checkpoint, load_weights
+from ...errors import ArgumentError, ModelError
+from ...isolation import unwrapped
+from ...measurement import Context, Measurement
+from ...record import Panel, Reading
+from ...target import TargetLike, TargetOption
+from ...task import Task
+from ..drifting import Drift, chance_floor
+from ..result import Attribution
+from ..spread import NO_SPREAD
+from .judged import METHOD
+from .methods import Method, explained, method_name
+from .ranking import alike, check_counts
+from .renewal import layers_from_the_output, renewed
+from .result import interval
+from .stability import fixed
+from .stage import Stage, staged
+
+__all__ = [
+    "ParameterRandomisation",
+    "RandomLabelControl",
+    "Randomisation",
+    "parameter_randomisation",
+    "random_label_control",
+]
+
+How: TypeAlias = Literal["cascade", "independent"]
+"""Whether layers stay random while the next one becomes so."""
+
+
+@dataclass(frozen=True, eq=False)
+class Randomisation:
+    """How similar the scores of a model and of a model that knows less are.
+
+    Args:
+        layers: What had been made random, in order; one entry for a model that was given.
+        signed: Spearman correlation over the units of an example, ``[layer, example]``.
+        absolute: The same of absolute scores.
+        floor: 95 % quantile of |Spearman| under random order: what is left by chance.
+        convention: What is needed to read the values.
+    """
+
+    layers: tuple[str, ...]
+    signed: Tensor
+    absolute: Tensor
+    floor: float
+    convention: Mapping[str, Any]
+
+    def reading(self) -> Reading:
+        """Return the panels that are recorded.
+
+        Returns:
+            ``signed`` and ``absolute`` ``[layer, example]``; the scalars ``final`` (mean absolute
+            correlation with everything random), ``final_signed`` and ``floor``.
+        """
+        said = {**self.convention, "sign": "lower is better", "null": 0.0, "floor": self.floor}
+        axes, coords = ("layer", "example"), {"layer": self.layers}
+        hidden = {**said, "display": {}, "statistic": "Spearman over units"}
+        panels = {
+            "signed": Panel(self.signed, axes, coords, "1", _explained(self.signed, hidden)),
+            "absolute": Panel(
+                self.absolute,
+                axes,
+                coords,
+                "1",
+                _explained(self.absolute, {**hidden, "of": "absolute scores"}),
+            ),
+        }
+        for what, values in (("final", self.absolute), ("final_signed", self.signed)):
+            found = interval(values[-1])
+            shown = {
+                **said,
+                "n": found.n,
+                "interval": [found.low, found.high],
+                "display": {"scalar": what},
+            }
+            mean = torch.tensor(found.mean, dtype=torch.float64)
+            panels[what] = Panel(mean, (), {}, "1", _explained(mean, shown))
+        level = torch.tensor(self.floor, dtype=torch.float64)
+        panels["floor"] = Panel(level, (), {}, "1", {**said, "display": {"scalar": "floor"}})
+        return panels
+
+
+def parameter_randomisation(
+    model: nn.Module,
+    inputs: Any,
+    method: Method,
+    target: TargetLike = None,
+    *,
+    how: How = "cascade",
+    depth: int | None = None,
+    seed: int = 0,
+    task: Task | None = None,
+) -> Randomisation:
+    """Make a copy of the model random, layer by layer from the output down, and compare scores.
+
+    A layer is a module with parameters of its own; their order is that of a forward pass. Each is
+    drawn anew with its ``reset_parameters``; where it has none, the entries of each of its
+    parameters are put in random order. The question stays that of the trained model. Scores that
+    do not change do not depend on what was learned: they show edges, not reasons.
+
+    Args:
+        model: The model; left exactly as it was: a deep copy is changed.
+        inputs: Floats, ids, or a whole batch: ``(inputs, labels)``, a dictionary.
+        method: A method such as ``Saliency()`` or ``saliency``.
+        target: What is asked; None takes the method's target.
+        how: ``"cascade"`` keeps the layers above random, ``"independent"`` makes one layer at a
+            time random.
+        depth: Compare only after so many equal portions of the layers; None after every layer.
+        seed: Of what is drawn.
+        task: How the batch becomes outputs; None is inferred where it matters.
+
+    Returns:
+        Spearman correlations with the scores of the trained model, signed and absolute; of a
+        method that passes they fall to about 0.
+
+    Raises:
+        ArgumentError: If an argument cannot be used.
+        ModelError: If the model cannot be copied, or has no parameters.
+    """
+    _check(how, depth)
+    check_counts(seed=seed)
+    with staged(model, inputs, method, target, of="target", task=task) as (stage, scores):
+        task, batch = stage.entry.task, stage.entry.batch
+        original = stage.entry.model
+        layers = layers_from_the_output(original, task, batch)
+        if not layers:
+            raise ModelError("model: expected parameters to make random, got none. Pass a model.")
+        asked = _asked(stage, method, target)
+        ends = _ends(len(layers), depth)
+        changed, begin, found = _copied(original), 0, []
+        for end in ends:
+            if how == "independent":
+                changed = _copied(original)
+            for place in range(begin, end):
+                renewed(changed.get_submodule(layers[place]), seed + place)
+            begin = end
+            found.append(_alike(stage, scores, explained(method, changed, batch, asked, task)))
+        said = {"method": method_name(method), "how": how, "seed": seed}
+        return _result([layers[end - 1] or "(model)" for end in ends], found, stage, said)
+
+
+def random_label_control(
+    model: nn.Module,
+    control: nn.Module,
+    inputs: Any,
+    method: Method,
+    target: TargetLike = None,
+    *,
+    task: Task | None = None,
+) -> Randomisation:
+    """Compare the scores of a model with those of one that was trained on random labels.
+
+    Training the second model is up to the user: the same architecture and data, labels shuffled,
+    until it knows them by heart. Scores that are alike for both do not show what was learned about
+    the labels.
+
+    Args:
+        model: The model; left exactly as it was.
+        control: The model trained on random labels; left exactly as it was.
+        inputs: Floats, ids, or a whole batch: ``(inputs, labels)``, a dictionary.
+        method: A method such as ``Saliency()`` or ``saliency``.
+        target: What both are asked; None takes the method's target.
+        task: How the batch becomes outputs; None is inferred where it matters.
+
+    Returns:
+        Spearman correlations, with one layer named ``"random labels"``.
+
+    Raises:
+        ArgumentError: If an argument cannot be used.
+    """
+    with staged(model, inputs, method, target, of="target", task=task) as (stage, scores):
+        asked = _asked(stage, method, target)
+        again = explained(method, control, stage.entry.batch, asked, stage.entry.task)
+        said = {"method": method_name(method), "how": "random labels"}
+        return _result(["random labels"], [_alike(stage, scores, again)], stage, said)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ParameterRandomisation:
+    """`parameter_randomisation` of a method on the measured batch.
+
+    Records ``signed`` and ``absolute`` ``[layer, example]`` and the scalars ``final`` (mean
+    absolute correlation with everything random), ``final_signed`` and ``floor``.
+
+    Args:
+        method: Any attribution measurement.
+        name: First part of the records' names.
+        target: What is asked; None takes the method's.
+        how: ``"cascade"`` or ``"independent"``.
+        depth: Compare after so many equal portions of the layers.
+        seed: Of what is drawn.
+
+    Raises:
+        ArgumentError: If an argument cannot be used.
+    """
+
+    method: Measurement = METHOD
+    name: str = "parameter_randomisation"
+    target: TargetOption | TargetLike = None
+    how: How = "cascade"
+    depth: int | None = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before there is a model."""
+        _check(self.how, self.depth)
+        check_counts(seed=self.seed)
+
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
+        """Measure.
+
+        Args:
+            model: The user's model.
+            context: Batch and task.
+
+        Returns:
+            Correlations, and what chance leaves.
+        """
+        return parameter_randomisation(
+            model,
+            context.batch,
+            self.method,
+            self.target,
+            how=self.how,
+            depth=self.depth,
+            seed=self.seed,
+            task=context.task,
+        ).reading()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RandomLabelControl:
+    """`random_label_control` of a method against weights that were trained on random labels.
+
+    Records as for `ParameterRandomisation`.
+
+    Args:
+        checkpoint: File of the weights, of the same architecture.
+        method: Any attribution measurement.
+        name: First part of the records' names.
+        target: What is asked; None takes the method's.
+    """
+
+    checkpoint: str
+    method: Measurement = METHOD
+    name: str = "random_label_control"
+    target: TargetOption | TargetLike = None
+
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
+        """Measure.
+
+        Args:
+            model: The user's model.
+            context: Batch and task.
+
+        Returns:
+            Correlations, and what chance leaves.
+        """
+        control = _copied(unwrapped(model))
+        state = Checkpoint.load(self.checkpoint)
+        load_weights(control, state.weights, Path(self.checkpoint))
+        return random_label_control(
+            model, control, context.batch, self.method, self.target, task=context.task
+        ).reading()
+
+
+def _asked(stage: Stage, method: Method, target: TargetLike) -> TargetLike:
+    return fixed(stage.question, target if target is not None else getattr(method, "target", None))
+
+
+def _alike(stage: Stage, a: Attribution | Tensor, b: Attribution | Tensor) -> Drift:
+    x, y = (stage.units(s.values if isinstance(s, Attribution) else s) for s in (a, b))
+    return alike(stage, x, y)
+
+
+def _result(
+    names: list[str], found: list[Drift], stage: Stage, said: Mapping[str, Any]
+) -> Randomisation:
+    return Randomisation(
+        layers=tuple(names),
+        signed=torch.stack([each.spearman for each in found]),
+        absolute=torch.stack([each.absolute for each in found]),
+        floor=chance_floor(int(stage.free.sum(1).min())),
+        convention=said,
+    )
+
+
+def _explained(values: Tensor, convention: Mapping[str, Any]) -> dict[str, Any]:
+    undefined = {"reason": NO_SPREAD} if bool(values.isnan().any()) else {}
+    return {**convention, **undefined}
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"model: expected a model that can be copied, got {str(error)[:200]}. Detach tensors "
+            "that the model keeps as attributes."
+        ) from error
+
+
+def _ends(count: int, depth: int | None) -> list[int]:
+    """Return after how many layers scores are compared, the last after all of them.
+
+    Example:
+        >>> _ends(10, 4)
+        [3, 5, 8, 10]
+    """
+    depth = count if depth is None else min(depth, count)
+    return [-(-count * k // depth) for k in range(1, depth + 1)]
+
+
+def _check(how: str, depth: int | None) -> None:
+    if how not in get_args(How):
+        raise ArgumentError.of(
+            "how", expected=f"one of {list(get_args(How))}", got=repr(how), do="Choose one."
+        )
+    if depth is not None:
+        check_counts(depth=depth)
