@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import __version__
+from .. import __version__, pieces
 from ..emergence import head_onsets
 from ..errors import ArgumentError, RunError
 from ..measurement import IndexedData
@@ -118,15 +118,7 @@ def piecewise(tokenizer: Any) -> Callable[[Sequence[int]], list[str]] | None:
             got=f"a {type(tokenizer).__name__}",
             do="Load it first, for example AutoTokenizer.from_pretrained(…).",
         )
-    known: dict[int, str] = {}
-
-    def pieces(ids: Sequence[int]) -> list[str]:
-        for i in ids:
-            if i not in known:
-                known[i] = str(decode([i]))
-        return [known[i] for i in ids]
-
-    return pieces
+    return pieces.piecewise(tokenizer)
 
 
 def training_data(trainer: Trainer) -> IndexedData | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_mi import Context, Panel, Record, Run, measure
 from lightning_mi.attribution import IntegratedGradients, Saliency
 from lightning_mi.beneath import grey
+from lightning_mi.pieces import piecewise
 from lightning_mi.report.data import payload
 from lightning_mi.report.pack import unpack
 from lightning_mi.sinks.grid import chosen, over_steps
@@ -20,6 +21,7 @@ from lightning_mi.sinks.keys import plan
 from lightning_mi.sinks.oklab import from_oklab, to_oklab
 from lightning_mi.sinks.overlay import heat, largest_pixel, picture
 from lightning_mi.sinks.pictures import Scales, caption, draw
+from lightning_mi.sinks.texts import readable
 
 IMAGE = ("example", "channel", "y", "x")
 
@@ -246,3 +248,48 @@ def test_the_report_has_several_texts_of_any_method(tmp_path: Path) -> None:
     assert [one["tokens"] for one in block["texts"]] == texts
     assert [one["target"] for one in block["texts"]] == ["no", "yes"]
     np.testing.assert_allclose(unpack(block["each"]).reshape(2, 3), values)
+
+
+# ---------------------------------------------------------------- pieces of text
+
+
+class Bytes:
+    """A tokenizer of single bytes: every other character is cut."""
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(ids).decode("utf-8", errors="replace")
+
+
+def test_characters_cut_over_tokens_are_shown_whole() -> None:
+    text = "é☃ok🙂"
+    pieces = piecewise(Bytes())(list(text.encode()))
+    assert pieces == ["é", "⋯", "☃", "⋯", "⋯", "o", "k", "🙂", "⋯", "⋯", "⋯"]
+
+
+def test_bytes_that_are_no_character_stay_undecoded() -> None:
+    assert piecewise(Bytes())([0xFF, 0x61, 0x83, 0x83]) == ["\ufffd", "a", "\ufffd", "\ufffd"]
+
+
+def test_a_marked_space_is_kept_though_decoding_drops_it() -> None:
+    class SentencePiece:
+        def convert_ids_to_tokens(self, i: int) -> str:
+            return ["▁the", "re", "▁"][i]
+
+        def decode(self, ids: list[int]) -> str:
+            return "".join(map(self.convert_ids_to_tokens, ids)).replace("▁", " ").strip()
+
+    assert piecewise(SentencePiece())([0, 1, 2]) == [" the", "re", " "]
+
+
+@pytest.mark.parametrize("text", ["snow ☃ and é", "line\nend 🙂🙂", "plain"])
+def test_a_byte_level_vocabulary_gives_back_its_text(text: str) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    raw = "".join(piece for piece, _ in level.pre_tokenize_str(text))
+    shown = readable(list(raw))
+    assert "".join(shown).replace("⋯", "") == f" {text}"
+    assert len(shown) == len(raw)
+
+
+def test_a_byte_fallback_is_a_byte() -> None:
+    assert readable(["▁a", "<0xE2>", "<0x98>", "<0x83>", "<0x0A>"]) == [" a", "☃", "⋯", "⋯", "\n"]

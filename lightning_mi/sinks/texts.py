@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from ..pieces import whole_characters
 from ..record import Panel, Record
 
 __all__ = ["labels", "places", "raw_rows", "readable", "rows_of_texts", "title", "visible"]
+
+FALLBACK = re.compile("<0x([0-9A-F]{2})>")
+"""How SentencePiece writes a byte that no piece covers."""
 
 MARKS = ("Ġ", "Ċ")
 """How byte-level vocabularies write a space and a line's end; hardly ever seen in real text."""
 
 
 def readable(pieces: Sequence[str]) -> list[str]:
-    r"""Turn pieces of a byte-level vocabulary into text; leave other pieces as they are.
+    r"""Turn pieces of a vocabulary into text; leave what is text already as it is.
 
     Args:
-        pieces: Tokens as text, or as a byte-level vocabulary writes them.
+        pieces: Tokens of one example in order: as text, or as a byte-level or SentencePiece
+            vocabulary writes them.
 
     Returns:
         As many texts.
@@ -27,11 +33,15 @@ def readable(pieces: Sequence[str]) -> list[str]:
     Example:
         >>> readable(["In", "Ġthe", "Ċ"]), readable(["é", " b"])
         (['In', ' the', '\n'], ['é', ' b'])
+        >>> readable(["Ġa", "âĺ", "ĥ"]), readable(["▁a", "<0xC3>", "<0xA9>"])
+        ([' a', '☃', '⋯'], [' a', 'é', '⋯'])
     """
-    if not any(mark in piece for piece in pieces for mark in MARKS):
-        return [piece.replace("▁", " ") for piece in pieces]
-    table = _bytes_of_characters()
-    return [_decoded(piece, table) for piece in pieces]
+    table = _bytes_of_characters() if any(m in p for p in pieces for m in MARKS) else {}
+    parts = [_bytes(piece, table) for piece in pieces]
+    texts = [part.decode("utf-8", errors="replace") for part in parts]
+    return whole_characters(
+        texts, lambda start, stop: b"".join(parts[start:stop]).decode("utf-8", errors="replace")
+    )
 
 
 def visible(text: str) -> str:
@@ -140,10 +150,13 @@ def _flat_rows(nested: Any, depth: int) -> list[list[str]]:
     return [row for part in nested for row in _flat_rows(part, depth - 1)]
 
 
-def _decoded(piece: str, table: dict[str, int]) -> str:
-    if any(character not in table for character in piece):
-        return piece
-    return bytes(table[character] for character in piece).decode("utf-8", errors="replace")
+def _bytes(piece: str, table: dict[str, int]) -> bytes:
+    """The bytes that a piece stands for: by the table, by a byte fallback, or as it is written."""
+    if (fallback := FALLBACK.fullmatch(piece)) is not None:
+        return bytes([int(fallback[1], 16)])
+    if table and all(character in table for character in piece):
+        return bytes(table[character] for character in piece)
+    return piece.replace("▁", " ").encode("utf-8", errors="replace")
 
 
 @functools.cache
