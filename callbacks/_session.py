@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..attribution.drifting import drift_series, is_attribution
+from ..attribution.drifting import moved as moved_on
 from ..batch import batch_size, cloned, cut, moved
 from ..checkpoints import STATE_MARK
 from ..comparison import agreement
@@ -55,6 +57,7 @@ class Session:
         self._context: tuple[tuple[int, int], Context] | None = None
         self._tasks: dict[int, Task] = {}
         self._moment: dict[str, Record] = {}
+        self._latest: dict[str, Record] = {}
         self._written: set[str] = set()
         self._begun = self._finished = False
         self._report_due = 0.0
@@ -128,6 +131,7 @@ class Session:
         if self.run is not None:
             live = self.run.records(source="live")
             self.run.write_all(tracin_sum(live))
+            self.run.write_all(r for r in drift_series(live) if r.what.endswith("_final"))
             self.run.update_info(state=state, summary=onsets(live))
 
     def write_report(self) -> None:
@@ -254,9 +258,19 @@ class Session:
         fresh = {r.name: r for r in records}
         self._moment.update(fresh)
         derived = agreement(list(self._moment.values()))
+        derived += [d for r in records if is_attribution(r) for d in self._drift(r)]
         new = [r for r in derived if r.name not in self._moment]
         self._moment.update({r.name: r for r in new})
         self._deliver([*records, *new])
+
+    def _drift(self, record: Record) -> list[Record]:
+        """Return how an attribution has moved since it was measured before, if it was."""
+        before = self._latest.get(record.name)
+        if before is None and self.run is not None and record.step:  # training was resumed
+            earlier = self.run.records(record.name, source="live")
+            before = next((r for r in reversed(earlier) if r.step < record.step), None)
+        self._latest[record.name] = record
+        return moved_on(before, record)
 
     def overhead(self, records: Sequence[Record], so_far: float) -> Record:
         """Return the share of training time that measuring has taken so far.
@@ -288,6 +302,7 @@ class Session:
         self._context = None
         self._tasks.clear()
         self._moment.clear()
+        self._latest.clear()
         self.progress.forget()
         self.sinks = []
 
