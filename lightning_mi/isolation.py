@@ -71,26 +71,28 @@ def untouched(model: nn.Module) -> Iterator[nn.Module]:
         True
     """
     plain = unwrapped(model)
-    versions = [(name, p, _version(p)) for name, p in plain.named_parameters()]
+    modules = list(plain.modules())  # Once: to walk through them costs as much as a small model.
+    parameters = _parameters(modules)
+    versions = [(p, _version(p)) for p in parameters]
+    devices = {p.device for p in parameters}
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(_generators(plain))
-        for kind in {"cpu", *(p.device.type for p in plain.parameters())}:
+        stack.enter_context(_generators(devices))
+        for kind in {"cpu", *(device.type for device in devices)}:
             if torch.amp.is_autocast_available(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        if _is_compiled(plain) or plain is not model:
+        if plain is not model or any(map(_is_compiled, modules)):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if any(isinstance(m, nn.RNNBase) for m in plain.modules()):
+        if any(isinstance(m, nn.RNNBase) for m in modules):
             # cuDNN refuses the backward pass of a recurrent network in evaluation mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        stack.enter_context(_same_attributes(plain))
-        stack.enter_context(_evaluating(plain))
-        stack.enter_context(_same_gradients(plain))
-        stack.enter_context(_same_buffers(plain))
+        stack.enter_context(_same_attributes(modules))
+        stack.enter_context(_evaluating(modules))
+        stack.enter_context(_same_gradients(parameters))
+        stack.enter_context(_same_buffers(modules))
         yield plain
-    now = dict(plain.named_parameters())
-    changed = [n for n, p, version in versions if now.get(n) is not p or _version(p) != version]
+    changed = _changed(plain, versions)
     if changed:
         raise ModelError(
             f"model: expected unchanged weights after a measurement, got changes in {changed[:3]}. "
@@ -120,23 +122,44 @@ def frozen(model: nn.Module) -> Iterator[None]:
                 p.requires_grad_(flag)
 
 
+def _parameters(modules: list[nn.Module]) -> list[nn.Parameter]:
+    tables = (m._parameters.values() for m in modules)
+    return list({id(p): p for table in tables for p in table if p is not None}.values())
+
+
+def _changed(model: nn.Module, versions: list[tuple[nn.Parameter, int | None]]) -> list[str]:
+    """Return the names of parameters that are not the ones they were, or not what they were."""
+    now = _parameters(list(model.modules()))
+    same = len(now) == len(versions) and all(
+        p is q and _version(p) == version for p, (q, version) in zip(now, versions, strict=True)
+    )
+    if same:
+        return []
+    before = {id(p): version for p, version in versions}
+    named = dict(model.named_parameters())
+    changed = [n for n, p in named.items() if before.get(id(p), -1) != _version(p)]
+    return changed or ["parameters that are gone"]
+
+
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(modules: list[nn.Module]) -> Iterator[None]:
     # Flags are set one by one: model.train() would unfreeze a layer that the user keeps in eval.
-    flags = [(m, m.training) for m in model.modules()]
+    flags = [(m, m.training) for m in modules]
     try:
-        for module, _ in flags:
-            module.training = False
+        for module, flag in flags:
+            if flag:
+                module.training = False
         yield
     finally:
         for module, flag in flags:
-            module.training = flag
+            if module.training != flag:
+                module.training = flag
 
 
 @contextmanager
-def _same_gradients(model: nn.Module) -> Iterator[None]:
+def _same_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
     # Half-accumulated gradients are put aside, so that even a stray backward() cannot reach them.
-    kept = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    kept = [(p, p.requires_grad, p.grad) for p in parameters]
     try:
         for p, _, _ in kept:
             p.grad = None
@@ -149,10 +172,10 @@ def _same_gradients(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _same_attributes(model: nn.Module) -> Iterator[None]:
+def _same_attributes(modules: list[nn.Module]) -> Iterator[None]:
     # A forward pass may count its calls, or grow a cached table and note its new length. The
     # buffers go back below, so what the module remembers about them must go back as well.
-    kept = [(vars(m), dict(vars(m))) for m in model.modules()]
+    kept = [(vars(m), dict(vars(m))) for m in modules]
     try:
         yield
     finally:
@@ -165,8 +188,8 @@ def _same_attributes(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _same_buffers(model: nn.Module) -> Iterator[None]:
-    owners = [(m._buffers, dict(m._buffers)) for m in model.modules()]
+def _same_buffers(modules: list[nn.Module]) -> Iterator[None]:
+    owners = [(m._buffers, dict(m._buffers)) for m in modules]
     buffers = {id(b): b for _, before in owners for b in before.values() if b is not None}
     kept = [(b, b.detach().clone(), _version(b)) for b in buffers.values()]
     try:
@@ -189,27 +212,32 @@ def _version(tensor: Tensor) -> int | None:
 
 
 @contextmanager
-def _generators(model: nn.Module) -> Iterator[None]:
-    python, legacy = random.getstate(), np.random.get_state()
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+def _generators(homes: set[torch.device]) -> Iterator[None]:
+    # By hand: torch.random.fork_rng takes five times as long for the CPU alone.
+    python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = sorted({home.index or 0 for home in homes if home.type == "cuda"})
+    states = [torch.cuda.get_rng_state(device) for device in devices]
     try:
-        with torch.random.fork_rng(devices=devices):
-            random.seed(0)
-            np.random.seed(0)
-            # torch.manual_seed would seed every device, those that are not put back as well.
-            torch.default_generator.manual_seed(0)
-            for device in devices:
-                torch.cuda.default_generators[device].manual_seed(0)
-            yield
+        random.seed(0)
+        np.random.seed(0)
+        # torch.manual_seed would seed every device, those that are not put back as well.
+        torch.default_generator.manual_seed(0)
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(0)
+        yield
     finally:
+        for device, state in zip(devices, states, strict=True):
+            torch.cuda.set_rng_state(state, device)
+        torch.set_rng_state(cpu)
         random.setstate(python)
         np.random.set_state(legacy)
 
 
-def _is_compiled(model: nn.Module) -> bool:
-    return any(
-        getattr(m, "_orig_mod", None) is not None
-        or getattr(m, "_compiled_call_impl", None) is not None
-        or hasattr(vars(m).get("forward"), "_torchdynamo_orig_callable")
-        for m in model.modules()
+def _is_compiled(module: nn.Module) -> bool:
+    # Looked up in the dictionaries: an attribute that a module lacks takes long to miss.
+    own = vars(module)
+    return (
+        own.get("_compiled_call_impl") is not None
+        or "_orig_mod" in own.get("_modules", ())
+        or hasattr(own.get("forward"), "_torchdynamo_orig_callable")
     )

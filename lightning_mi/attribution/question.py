@@ -57,6 +57,8 @@ class Question:
             One number for each output, in float32 at least.
         """
         outputs = widened(outputs)
+        if len(outputs) == len(rows):
+            return self._one(outputs, rows)
         pieces = torch.split(outputs, len(rows))
         return torch.cat([self._one(piece, rows) for piece in pieces])
 
