@@ -545,6 +545,56 @@ def test_precision_in_is_precision_out(name: str, dtype: torch.dtype) -> None:
         assert float(away) < {torch.float64: 1e-12, torch.float32: 1e-4}.get(dtype, 0.1)
 
 
+class Both(nn.Module):
+    """An image, a table and ids in one dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.table = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(4, 3)
+        self.words = nn.Embedding(9, 3)
+
+    def inner(self, image: Tensor, table: Tensor, vectors: Tensor) -> Tensor:
+        seen = self.conv(image).tanh().mean((2, 3))
+        return seen * self.table(table).tanh() + (vectors * seen[:, None]).sum(1)
+
+    def forward(self, image: Tensor, table: Tensor, ids: Tensor) -> Tensor:
+        return self.inner(image, table, self.words(ids))
+
+
+def test_several_inputs_at_once() -> None:
+    model = Both().double()
+    image, table = torch.randn(2, 1, 5, 6).double(), torch.randn(2, 4).double()
+    ids, labels = torch.tensor([[1, 2], [3, 3]]), torch.tensor([2, 0])
+    leaves = [v.detach().clone().requires_grad_() for v in (image, table, model.words(ids))]
+    value = model.inner(*leaves).gather(1, labels[:, None]).sum()
+    slopes = torch.autograd.grad(value, leaves)
+    expected = [slopes[0].abs(), slopes[1].abs(), slopes[2].norm(dim=-1)]
+    batches = {
+        ("image", "table", "ids"): {"image": image, "table": table, "ids": ids, "labels": labels},
+        (0, 1, 2): (image, table, ids, labels),
+    }
+    for keys, batch in batches.items():
+        found = at.each_input(at.saliency, model, batch, keys=keys)
+        for key, slope in zip(keys, expected, strict=True):
+            close(found[key].values, slope)
+        hidden = at.each_input(at.occlusion, model, batch, keys=keys[1:2])[keys[1]].values
+        less = table.clone()
+        less[:, 3] = 0
+        gone = (model(image, table, ids) - model(image, less, ids)).gather(1, labels[:, None])
+        close(hidden[:, 3], gone[:, 0].detach())
+        measurements = [at.Saliency(name=f"of {i}", of=key) for i, key in enumerate(keys)]
+        panels = {r.name: r.panel for r in mi.measure(model, measurements, batch=batch)}
+        for i, slope in enumerate(expected):
+            close(panels[f"of {i}/values"].values, slope)
+        mapped = at.each_input(
+            at.captum_attribution, model, batch, keys=keys[:1],
+            options={"method": "Saliency"},
+        )  # fmt: skip
+        close(mapped[keys[0]].values, expected[0])
+    with pytest.raises(ArgumentError, match="image"):
+        at.each_input(at.saliency, model, batches["image", "table", "ids"], keys=["picture"])
+
+
 # --- harm -----------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from .gradients import InputXGradient, Saliency, input_x_gradient, saliency
 from .occlusion import Occlusion, occlusion
 from .paths import IntegratedGradients, integrated_gradients
 from .result import Attribution
+from .several import InputOf, each_input
 from .smoothing import (
     SmoothGrad,
     SmoothGradSquared,
@@ -50,6 +51,9 @@ __all__ = [
     # any method of captum
     "captum_attribution",
     "CaptumAttribution",
+    # models with several inputs
+    "each_input",
+    "InputOf",
     # gradients along a path
     "integrated_gradients",
     "IntegratedGradients",

@@ -125,6 +125,7 @@ class CaptumAttribution(Attributed):
         name: First part of the records' names; empty takes ``captum_`` and the method.
         target: As in `saliency`.
         examples: Number of examples, from the first; None takes the whole batch.
+        of: Which entry of the batch is explained, where there are several inputs; None: the main.
 
     Raises:
         ArgumentError: If an argument cannot be used.

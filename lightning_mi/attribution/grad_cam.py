@@ -109,6 +109,7 @@ class GradCam(Attributed):
         name: First part of the records' names.
         target: As in `grad_cam`.
         examples: Number of examples, from the first; None takes the whole batch.
+        of: Which entry of the batch is explained, where there are several inputs; None: the main.
         layer: Name of the layer; None takes the last convolution.
         relu: As in `grad_cam`.
 
@@ -144,6 +145,7 @@ class LayerGradCam(GradCam):
         name: First part of the records' names.
         target: As in `grad_cam`.
         examples: Number of examples, from the first; None takes the whole batch.
+        of: Which entry of the batch is explained, where there are several inputs; None: the main.
         layer: Name of the layer; None takes the last convolution.
         relu: As in `grad_cam`.
 

@@ -160,6 +160,7 @@ class Saliency(Attributed):
         name: First part of the records' names.
         target: As in `saliency`.
         examples: Number of examples, from the first; None takes the whole batch.
+        of: Which entry of the batch is explained, where there are several inputs; None: the main.
         kind: As in `saliency`.
 
     Raises:
@@ -198,6 +199,7 @@ class InputXGradient(Attributed):
         name: First part of the records' names.
         target: As in `saliency`.
         examples: Number of examples, from the first; None takes the whole batch.
+        of: Which entry of the batch is explained, where there are several inputs; None: the main.
         kind: As in `input_x_gradient`.
 
     Raises:

@@ -13,9 +13,10 @@ from ..batch import cut
 from ..errors import ArgumentError
 from ..measurement import Context
 from ..record import Reading
-from ..target import TargetLike, TargetOption
+from ..target import TargetLike, TargetOption, as_target
 from ..task import Task
 from .result import Attribution
+from .several import InputOf
 
 __all__ = ["Attributed", "check_examples", "shareable", "shortened"]
 
@@ -28,6 +29,8 @@ class Attributed:
         name: First part of the records' names.
         target: As in the function of the method.
         examples: Number of examples, from the first; None takes the whole batch.
+        of: Which entry of the batch is explained, where a model has several inputs: a key, or the
+            index in a tuple. None takes the main input.
 
     Raises:
         ArgumentError: If an argument cannot be used.
@@ -36,6 +39,7 @@ class Attributed:
     name: str = "attribution"
     target: TargetOption | TargetLike = None
     examples: int | None = None
+    of: str | int | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked before there is a model."""
@@ -66,7 +70,11 @@ class Attributed:
         """
 
         def compute() -> Attribution:
-            return self.compute(model, shortened(context.batch, self.examples), context.task)
+            batch = shortened(context.batch, self.examples)
+            if self.of is None:
+                return self.compute(model, batch, context.task)
+            asked = dataclasses.replace(self, target=as_target(self.target, context.task))
+            return asked.compute(model, batch, InputOf(self.of, context.task))
 
         asked = (f.name for f in dataclasses.fields(self) if f.name != "name")
         key = tuple((name, shareable(getattr(self, name))) for name in asked)

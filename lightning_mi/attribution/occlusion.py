@@ -114,6 +114,7 @@ class Occlusion(Attributed):
         name: First part of the records' names.
         target: As in `occlusion`, as are window, stride and baseline.
         examples: Number of examples, from the first; None takes the whole batch.
+        of: Which entry of the batch is explained, where there are several inputs; None: the main.
         window: Sides of the window.
         stride: Steps between windows.
         baseline: What takes the place.

@@ -182,6 +182,7 @@ class SmoothGrad(_Noisy):
         name: First part of the records' names.
         target: As in `smooth_grad`, as are level, seed and kind.
         examples: Number of examples, from the first; None takes the whole batch.
+        of: Which entry of the batch is explained, where there are several inputs; None: the main.
         level: σ relative to the range.
         samples: Number of draws; fewer than in the function, as it runs often.
         seed: Of the noise; the same at every firing.
@@ -232,6 +233,7 @@ class SmoothGradSquared(_Noisy):
         name: First part of the records' names.
         target: As in `smooth_grad`, as are level and seed.
         examples: Number of examples, from the first; None takes the whole batch.
+        of: Which entry of the batch is explained, where there are several inputs; None: the main.
         level: σ relative to the range.
         samples: Number of draws.
         seed: Of the noise.
@@ -267,6 +269,7 @@ class VarGrad(_Noisy):
         name: First part of the records' names.
         target: As in `smooth_grad`, as are level and seed.
         examples: Number of examples, from the first; None takes the whole batch.
+        of: Which entry of the batch is explained, where there are several inputs; None: the main.
         level: σ relative to the range.
         samples: Number of draws.
         seed: Of the noise.
