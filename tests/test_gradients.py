@@ -25,7 +25,7 @@ REFERENCE = Path(__file__).parent / "reference"
 Method = Callable[..., at.Attribution]
 
 
-def few(method: Method, **options: Any) -> Method:
+def few(method: Method, /, **options: Any) -> Method:
     return lambda *args, **more: method(*args, **options, **more)
 
 
@@ -747,6 +747,40 @@ def test_arguments_out_of_range() -> None:
     ):
         with pytest.raises(ArgumentError):
             cls(**options)
+
+
+# --- Hugging Face ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("name", ["input_x_gradient", "smooth_grad", "occlusion", "DeepLift"])
+def test_gpt2_padded_equals_one_by_one(name: str, left: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 16, "vocab_size": 13}
+    config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+    model = transformers.GPT2LMHeadModel(config).double()
+    method = few(at.captum_attribution, method="DeepLift") if name == "DeepLift" else FLOATS[name]
+    batch, sentences = padded(left)
+    found = method(model, batch, 3)
+    for row, sentence in enumerate(sentences):
+        real = batch["attention_mask"][row].bool()
+        one = {"input_ids": sentence[None], "attention_mask": torch.ones_like(sentence)[None]}
+        close(found.values[row][real], method(model, one, 3).values[0], 1e-9)
+        assert float(found.values[row][~real].abs().max() if bool((~real).any()) else 0) == 0
+
+
+def test_vit_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        image_size=12, patch_size=4, num_channels=1, num_labels=3,
+    )  # fmt: skip
+    model = transformers.ViTForImageClassification(config).eval()
+    x = torch.randn(2, 1, 12, 12)
+    name = next(n for n, _ in model.named_modules() if n.endswith("0.layernorm_before"))
+    found = at.layer_grad_cam(model, {"pixel_values": x}, 1, layer=name)
+    assert found.values.shape == (2, 3, 3)
+    assert at.grad_cam(model, {"pixel_values": x}, 1, layer=name).values.shape == (2, 12, 12)
 
 
 # --- captum's numbers -----------------------------------------------------------------------------
