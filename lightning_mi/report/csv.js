@@ -11,6 +11,7 @@ const series = list => lines("step,series,value", list.flatMap(one => overSteps(
 const CSV = {
   behaviour: () => series([...(D.behaviour?.series ?? []), ...(D.behaviour?.also ?? [])]),
   agreement: () => series(D.agreement?.series ?? []),
+  moved: () => series(D.moved?.series ?? []),
   scores: () => lines("step,score,layer,head,value", (D.scores?.list ?? []).flatMap(score => overSteps(score, k =>
     Array.from({ length: HEADS }, (_, j) => [score.name, Math.floor(j / WIDTH), j % WIDTH, scoreAt(score, k, j)])))),
   inputs: () => lines("step,method,position,token,value", Object.values(lanes).flatMap(block => overSteps(block, k =>

@@ -12,6 +12,7 @@ from .headline import headline, measured
 from .heads import behaviour, onsets, scores
 from .inputs import agreement, answers, attention, attribution, prompt
 from .methods import methods
+from .moved import moved
 from .phrases import plural, tokens_in_words
 from .pictures import pictures
 from .shelf import Shelf
@@ -47,6 +48,7 @@ def payload(run: Run) -> dict[str, Any]:
         "inputs": _inputs(shelf, tokens),
         "pictures": pictures(shelf),
         "tables": tables(shelf),
+        "moved": moved(shelf),
         "agreement": agreement(shelf),
         "examples": examples(shelf),
         "checks": checks(shelf),

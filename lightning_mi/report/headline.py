@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..emergence import ENOUGH, HeadOnset
-from .phrases import Heads, in_state, joined, plural, tokens_in_words, upper
+from .methods import title as title_of
+from .phrases import Heads, few, in_state, joined, plural, tokens_in_words, upper
 
 __all__ = ["headline", "measured"]
 
@@ -25,7 +26,8 @@ def measured(names: Sequence[str], steps: int, prompted: bool) -> dict[str, Any]
         The same as `headline`.
     """
     kinds = dict.fromkeys(name.split("/")[0] for name in names)
-    titles = [kind.replace("_", " ") for kind in kinds if kind not in ASIDE]
+    shown = [kind for kind in kinds if kind not in ASIDE and not kind.endswith("_drift")]
+    titles = few([title_of(kind) for kind in shown])
     if not titles:
         return None
     title = f"{upper(joined(titles))} {'at 1 step' if steps == 1 else f'over {steps:,} steps'}"

@@ -14,7 +14,17 @@ function drawHeader() {
   $("answers").replaceChildren(...D.short.map(one => h("a", { href: `#${one.at}`, "data-to": one.at },
     h("div", { class: "q" }, one.question), h("div", { class: "a" }, one.answer), h("div", { class: "n" }, one.note))));
   $("foot").textContent = D.run.foot;
-  $("undrawn").textContent = D.undrawn.length ? `Also in the run folder: ${D.undrawn.join(", ")}` : "";
+  $("undrawn").textContent = D.undrawn.length ? `Also in the run folder: ${grouped(D.undrawn).join(", ")}` : "";
+}
+
+/** Names of records by measurement: "m/a, m/b" is "m (a, b)". */
+function grouped(names) {
+  const groups = new Map();
+  for (const name of names) {
+    const [first, ...rest] = name.split("/");
+    groups.set(first, [...(groups.get(first) ?? []), rest.join("/")]);
+  }
+  return [...groups].map(([first, parts]) => (parts.length > 1 ? `${first} (${parts.join(", ")})` : `${first}/${parts[0]}`));
 }
 
 /** Where no head was scored but other things were measured, what only heads have leaves no gap. */

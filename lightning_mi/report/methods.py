@@ -14,6 +14,17 @@ __all__ = ["cap", "methods", "signed", "target", "targets", "title"]
 FIRST = ("integrated_gradients", "saliency")
 """These two stand first wherever methods are listed."""
 
+WRITTEN = {
+    "attn_lrp": "AttnLRP",
+    "grad_cam": "Grad-CAM",
+    "layer_grad_cam": "layer Grad-CAM",
+    "input_x_gradient": "input × gradient",
+    "smooth_grad": "SmoothGrad",
+    "smooth_grad_squared": "SmoothGrad²",
+    "var_grad": "VarGrad",
+}
+"""Names that their papers write in a way of their own."""
+
 
 def methods(shelf: Shelf) -> list[str]:
     """Return the names of all measurements that recorded attributions of examples."""
@@ -30,16 +41,16 @@ def title(method: str) -> str:
     """Return a method's name as it is written.
 
     Example:
-        >>> title("integrated_gradients")
-        'integrated gradients'
+        >>> title("integrated_gradients"), title("grad_cam")
+        ('integrated gradients', 'Grad-CAM')
     """
-    return method.replace("_", " ")
+    return WRITTEN.get(method, method.replace("_", " "))
 
 
 def signed(panel: Panel) -> bool:
     """Whether values support and oppose: what the panel says, else whether one is negative."""
     sign = panel.convention.get("sign")
-    return bool((panel.values < 0).any()) if sign is None else sign != "none"
+    return bool((panel.values < 0).any()) if sign is None else not str(sign).startswith("none")
 
 
 def targets(panel: Panel) -> list[str]:

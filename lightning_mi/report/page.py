@@ -29,6 +29,7 @@ SCRIPTS = (
     "pictures.js",
     "strips.js",
     "bars.js",
+    "moved.js",
     "examples.js",
     "checks.js",
     "csv.js",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..emergence import HeadOnset
 
-__all__ = ["Heads", "in_state", "joined", "plural", "tokens_in_words", "upper"]
+__all__ = ["Heads", "few", "in_state", "joined", "plural", "tokens_in_words", "upper"]
 
 Heads = Sequence[HeadOnset]
 
@@ -29,6 +29,18 @@ def tokens_in_words(count: int | None) -> str:
 def in_state(heads: Heads, *states: str) -> list[HeadOnset]:
     """Return the heads whose onset is in one of the states."""
     return [h for h in heads if h.onset.state in states]
+
+
+def few(words: Sequence[str], most: int = 3) -> list[str]:
+    """Return a list that is not too long to be said: the first, and how many more.
+
+    Example:
+        >>> few(["a", "b", "c", "d", "e"])
+        ['a', 'b', '3 more']
+    """
+    if len(words) <= most:
+        return list(words)
+    return [*words[: most - 1], f"{len(words) - most + 1} more"]
 
 
 def joined(words: Sequence[str]) -> str:

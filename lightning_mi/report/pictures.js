@@ -64,8 +64,9 @@ function gridOf(block, rows, columns) {
   return grid;
 }
 
-function pictureScale(block) {
-  const low = block.signed ? `−${fmtCap(block)} opposes` : "0", high = block.signed ? `+${fmtCap(block)} supports` : fmtCap(block);
+function pictureScale(block, brief = false) {
+  const says = word => (brief ? "" : ` ${word}`);
+  const low = block.signed ? `−${fmtCap(block)}${says("opposes")}` : "0", high = block.signed ? `+${fmtCap(block)}${says("supports")}` : fmtCap(block);
   const at = t => (block.inputs ? over(block, t * block.cap, 1) : block.signed ? plusMinus(t) : colour("ink", t));
   return h("div", { class: "scale" }, low, h("span", { class: "ramp", style: `background:${ramp(at, block.signed ? -1 : 0)}` }), `${high} ${block.unit}`);
 }
@@ -96,7 +97,7 @@ function drawAtStep() {
   $("prompt-title").textContent = "The images at this step";
   $("prompt-sub").textContent = asked;
   $("prompt").replaceChildren(gridOf(sample, Math.min(rows, sample.examples), columns));
-  $("key").replaceChildren(...pictures.map(([, block]) => h("div", { class: "one" }, h("span", {}, block.title), pictureScale(block))));
+  $("key").replaceChildren(...pictures.map(([, block]) => h("div", { class: "one" }, h("span", {}, block.title), pictureScale(block, true))));
 }
 
 function drawPictures() {

@@ -16,7 +16,7 @@ async function unpack(packed) {
 /** Everything that has values over steps. */
 const blocks = [
   ...(D.scores?.list ?? []), ...(D.behaviour?.series ?? []), ...(D.behaviour?.also ?? []),
-  ...Object.values(D.inputs), ...Object.values(D.tables), ...Object.values(D.pictures), ...(D.agreement?.series ?? []), ...(D.attention ? [D.attention] : []),
+  ...Object.values(D.inputs), ...Object.values(D.tables), ...Object.values(D.pictures), ...(D.agreement?.series ?? []), ...(D.moved?.series ?? []), ...(D.attention ? [D.attention] : []),
 ];
 await Promise.all(blocks.map(async block => {
   for (const key of ["values", "stderr", "gap", "each", "inputs"]) if (block[key]) block[key] = await unpack(block[key]);

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..emergence import HeadOnset
+from .methods import title
 from .pack import unpack
-from .phrases import Heads, in_state, joined, upper
+from .phrases import Heads, few, in_state, joined, upper
 
 __all__ = ["answers"]
 
@@ -76,7 +77,7 @@ def _looked(data: dict[str, Any]) -> tuple[str, str]:
 
 
 def _short(method: str) -> str:
-    return "IG" if method == "integrated_gradients" else method.replace("_", " ")
+    return "IG" if method == "integrated_gradients" else title(method)
 
 
 def _looked_elsewhere(data: dict[str, Any]) -> tuple[str, str]:
@@ -88,7 +89,7 @@ def _looked_elsewhere(data: dict[str, Any]) -> tuple[str, str]:
         return top, f"leads in {_short(name)}, mean of {block['n']}"
     drawn = [block["title"] for block in data["pictures"].values()]
     if drawn:
-        return "Drawn below", f"{joined(drawn)}, over the images"
+        return "Drawn below", f"{joined(few(drawn))}, over the images"
     kinds = [n.split("/")[0].replace("_", " ") for n in data["undrawn"] if n.endswith("/values")]
     if kinds:
         return "measured", f"{joined(kinds)}: see the loggers' pictures and the run folder"
