@@ -190,7 +190,7 @@ class Block(nn.Module):
 
 
 class TinyViT(Classifier):
-    """A vision transformer: patches of 4 × 4 pixels, a class token, three blocks.
+    """A vision transformer: patches of 7 × 7 pixels, a class token, two blocks.
 
     Args:
         width: Width of the residual stream.
@@ -203,10 +203,10 @@ class TinyViT(Classifier):
     def __init__(
         self,
         width: int = 48,
-        layers: int = 3,
+        layers: int = 2,
         heads: int = 4,
-        patch: int = 4,
-        learning_rate: float = 2e-3,
+        patch: int = 7,
+        learning_rate: float = 3e-3,
     ) -> None:
         super().__init__(learning_rate)
         self.patches = nn.Conv2d(1, width, patch, stride=patch)

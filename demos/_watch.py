@@ -1,0 +1,209 @@
+"""What the demos of attributions share: train and watch, judge by deletion, save pictures."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from PIL import Image
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from lightning_mi import Measurement, Run
+from lightning_mi.attribution.evaluate import Evaluation, deletion
+from lightning_mi.callbacks import MeasurementMonitor
+from lightning_mi.sinks.grid import over_steps
+from lightning_mi.sinks.pictures import Scales, draw
+
+SHARES = (0, 0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.4, 0.6, 0.8, 1)
+"""When to look, as shares of the run: often in the beginning, when most happens."""
+
+
+def watched(
+    model: pl.LightningModule,
+    data: pl.LightningDataModule,
+    monitors: list[MeasurementMonitor],
+    steps: int,
+    folder: Path,
+) -> Run:
+    """Train a model with monitors on, and return what they recorded.
+
+    Args:
+        model: What to train.
+        data: What to train it on.
+        monitors: They share one run folder.
+        steps: Optimizer steps.
+        folder: Where everything goes.
+
+    Returns:
+        The run.
+    """
+    logger = WandbLogger(project="lightning_mi", name=folder.name, save_dir=folder, offline=True)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        val_check_interval=max(steps // 4, 1),
+        check_val_every_n_epoch=None,
+        callbacks=list(monitors),
+        logger=[logger, CSVLogger(folder, name="csv", version="")],
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        log_every_n_steps=10,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on loader workers
+        trainer.fit(model, datamodule=data)
+    path = monitors[0].run_path
+    if path is None:
+        raise SystemExit("The run folder was not written.")
+    logger.experiment.finish()
+    run = Run.open(path)
+    accuracy = float(trainer.callback_metrics["val_accuracy"])
+    run.update_info(title=folder.name, text=f"validation accuracy {accuracy:.1%}")
+    return run
+
+
+def moments(steps: int) -> list[int]:
+    """Return the steps at which to measure."""
+    return sorted({round(share * steps) for share in SHARES})
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How well a method does at deletion.
+
+    Args:
+        method: Its name.
+        found: Areas under the model's probability while the highest scored inputs go.
+        least: The margin over random that it must reach, with 95 % certainty.
+    """
+
+    method: str
+    found: Evaluation
+    least: float
+
+    @property
+    def passes(self) -> bool:
+        """Whether the interval of the margin lies above what was stated."""
+        alone = self.found.recency_margin
+        return self.found.margin_interval.low >= self.least and (
+            alone is None or float(alone.mean()) > 0
+        )
+
+    def check(self) -> dict[str, str]:
+        """Return what the report shows under its checks."""
+        margin, area = self.found.margin_interval, self.found.mean
+        random = self.found.values + self.found.margin
+        position = self.found.recency
+        said = "" if position is None else f", position alone {float(position.mean()):.3f}"
+        return {
+            "check": f"Deletion by {self.method} beats random",
+            "compared": f"area under the probability while the top inputs go, {area.n} held-out "
+            f"examples; the margin must be {self.least:g} or more",
+            "result": f"{area.mean:.3f} against {float(random.mean()):.3f}{said}; margin "
+            f"{margin.mean:.3f} ({margin.low:.3f} to {margin.high:.3f})",
+            "status": "pass" if self.passes else "fail",
+        }
+
+
+def judge(
+    model: nn.Module,
+    batch: Any,
+    methods: Sequence[Measurement],
+    least: float,
+    **options: Any,
+) -> list[Verdict]:
+    """Remove inputs in the order of each method, and see how fast the model loses its answer.
+
+    Args:
+        model: The trained model.
+        batch: Held-out examples.
+        methods: Measurements that explain all of them.
+        least: The margin over random that each must reach.
+        **options: As in `deletion`.
+
+    Returns:
+        One verdict for each.
+    """
+    return [Verdict(m.name, deletion(model, batch, m, **options), least) for m in methods]
+
+
+def save_pictures(run: Run, folder: Path) -> list[Path]:
+    """Write one picture for each method: the same examples over steps.
+
+    Args:
+        run: The records.
+        folder: Where to.
+
+    Returns:
+        The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scales, files = Scales(), []
+    for shown in over_steps(run.records(source="live")):
+        file = folder / f"{shown.records[0].measurement}.png"
+        Image.fromarray(draw(shown, scales)).save(file)
+        files.append(file)
+    return files
+
+
+def print_verdicts(console: Console, title: str, verdicts: Sequence[Verdict]) -> None:
+    """Print a table of areas.
+
+    Args:
+        console: Where to.
+        title: What was judged.
+        verdicts: Of each method.
+    """
+    table = Table(title=title, title_justify="left")
+    for name in ("method", "area", "random", "position", "margin over random (95 %)", ""):
+        table.add_column(name)
+    for one in verdicts:
+        margin, found = one.found.margin_interval, one.found
+        position = "" if found.recency is None else f"{float(found.recency.mean()):.3f}"
+        table.add_row(
+            one.method,
+            f"{found.mean.mean:.3f}",
+            f"{float((found.values + found.margin).mean()):.3f}",
+            position,
+            f"{margin.mean:+.3f} ({margin.low:+.3f} to {margin.high:+.3f})",
+            "[green]pass[/green]" if one.passes else "[red]FAIL[/red]",
+        )
+    console.print(table)
+
+
+def print_places(console: Console, report: Path, pictures: Sequence[Path], folder: Path) -> None:
+    """Say where everything is.
+
+    Args:
+        console: Where to.
+        report: The HTML report.
+        pictures: One for each method.
+        folder: Where W&B's files lie.
+    """
+    wandb = os.path.relpath(Path(sys.executable).parent / "wandb")
+    latest = os.path.relpath(folder / "wandb" / "latest-run")
+    for what, where in (
+        ("report  ", f"{os.path.relpath(report)}   (open it in a browser)"),
+        ("pictures", f"{os.path.relpath(pictures[0].parent)}   ({len(pictures)} methods)"),
+        ("W&B     ", f"{wandb} leet {latest}   (offline, in this terminal)"),
+    ):
+        console.print(f"  {what}  {where}", highlight=False, soft_wrap=True)
+
+
+def fresh(folder: Path) -> Path:
+    """Return a folder that holds no earlier run."""
+    number, chosen = 1, folder
+    while chosen.exists():
+        number += 1
+        chosen = folder.with_name(f"{folder.name}-{number}")
+    return chosen
