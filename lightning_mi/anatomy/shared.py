@@ -1,0 +1,34 @@
+"""One `Anatomy` for all measurements of a firing: `shared_anatomy`."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..measurement import Context
+from .anatomy import Anatomy
+
+__all__ = ["shared_anatomy"]
+
+
+def shared_anatomy(model: nn.Module, context: Context) -> Anatomy:
+    """Return the anatomy of the measured model, found once a firing.
+
+    Args:
+        model: The user's model.
+        context: Batch, task and memo.
+
+    Returns:
+        The anatomy. Do not change its tensors: others read them too.
+
+    Raises:
+        NoAttentionError: If the model has no self-attention that can be observed.
+    """
+
+    def find() -> Anatomy:
+        batch = context.batch if context.has_batch else None
+        task = context.task if context.has_batch else context.known_task
+        with torch.no_grad():
+            return Anatomy.of(model, batch, task=task)
+
+    return context.shared("anatomy", find)
