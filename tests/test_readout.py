@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from oracle import Oracle
+from stated import STATED, stated, stated_oracle
 from test_attention import EAGER_ONLY, build, inputs
 from test_heads import gpt2, llama
 from test_padding import packed, sides
@@ -325,15 +326,24 @@ def test_parts_add_up_and_each_is_what_its_formula_says() -> None:
 
 TABLE = ["gpt2", "llama", "mistral", "gemma2", "neox", "phi", "opt", "qwen3", "gptj", "falcon"]
 MARKED = {"gemma2": "sandwich"}
+CASES = [(n, "found") for n in TABLE] + [(n, "stated") for n in TABLE if n in STATED]
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_parts_add_up_whatever_the_architecture(name: str) -> None:
-    model, batch = loud(built(name)), inputs(name)
-    ids = batch["input_ids"]
+def anatomy_of(model: nn.Module, name: str, how: str, ids: Tensor) -> Anatomy:
+    """Return an anatomy as it is found, or as the authors of the model wrote it."""
+    if how == "stated":
+        return stated_oracle(model) if name == "oracle" else stated(model, name)
     with torch.no_grad():
-        single = logit_attribution(model, ids, 5)
-        pair = logit_attribution(model, ids, 5, wrong=7)
+        return Anatomy.of(model, ids)
+
+
+@pytest.mark.parametrize(("name", "how"), CASES)
+def test_parts_add_up_whatever_the_architecture(name: str, how: str) -> None:
+    model, ids = loud(built(name)), inputs(name)["input_ids"]
+    anatomy = anatomy_of(model, name, how, ids)
+    with torch.no_grad():
+        single = logit_attribution(model, ids, 5, anatomy=anatomy)
+        pair = logit_attribution(model, ids, 5, wrong=7, anatomy=anatomy)
         logits = model(ids).logits
     cap = getattr(model.config, "final_logit_softcapping", None)
     before = logits if cap is None else cap * (logits / cap).atanh()
@@ -346,6 +356,22 @@ def test_parts_add_up_whatever_the_architecture(name: str) -> None:
     assert "unseen" not in single.labels
     words = " ".join(single.approximate)
     assert (MARKED.get(name, "nothing") in words) == (name in MARKED), words
+
+
+@pytest.mark.parametrize("name", [n for n in TABLE if n in STATED])
+def test_found_parts_are_those_that_the_authors_wrote(name: str) -> None:
+    model, ids = loud(built(name)), inputs(name)["input_ids"]
+    found = [
+        logit_attribution(model, ids, 5, 7, anatomy=anatomy_of(model, name, how, ids))
+        for how in ("found", "stated")
+    ]
+    size = float(found[0].values.abs().max())
+    for label in {*found[0].labels, *found[1].labels}:
+        a, b = (
+            f.values[..., f.labels.index(label)] if label in f.labels else torch.zeros(())
+            for f in found
+        )
+        assert (a - b).abs().max() <= 2e-5 * size, label
 
 
 class Answering(nn.Module):
@@ -376,8 +402,9 @@ class Encoder(nn.Module):
         return self.unembed(self.body(self.table(ids)))
 
 
+@pytest.mark.parametrize("how", ["found", "stated"])
 @pytest.mark.parametrize("kind", ["bert", "encoder", "encoder, pre-norm"])
-def test_post_norm_parts_add_up_and_are_marked(kind: str) -> None:
+def test_post_norm_parts_add_up_and_are_marked(kind: str, how: str) -> None:
     torch.manual_seed(0)
     model: nn.Module
     if kind == "bert":
@@ -390,31 +417,31 @@ def test_post_norm_parts_add_up_and_are_marked(kind: str) -> None:
         model = Encoder(kind != "encoder")
     model, ids = loud(model.eval()), text()
     with torch.no_grad():
-        found, logits = logit_attribution(model, ids, 5, wrong=7), model(ids)
+        anatomy = anatomy_of(model, kind, how, ids)
+        found, logits = logit_attribution(model, ids, 5, wrong=7, anatomy=anatomy), model(ids)
     expected = logits[..., 5] - logits[..., 7]
     assert (found.values.sum(-1) - expected).abs().max() <= 1e-5 * float(expected.abs().max())
     assert any("post-norm" in why for why in found.approximate) == (kind != "encoder, pre-norm")
     assert {f"L{i}H{j}" for i in range(2) for j in range(4)} <= set(found.labels)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "neox"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "neox", "opt"])
 def test_neurons_add_up_to_their_mlp(name: str) -> None:
     model, ids = loud(built(name)), inputs(name)["input_ids"]
+    anatomy = stated(model, name)
     with torch.no_grad():
-        found = logit_attribution(model, ids, 5, wrong=7, neurons=1)
+        found = logit_attribution(model, ids, 5, wrong=7, neurons=1, anatomy=anatomy)
         for module in model.modules():  # what is left without biases
-            if module is not model and "mlp" in type(module).__name__.lower():
-                for part in module.modules():
-                    if isinstance(getattr(part, "bias", None), Tensor):
-                        part.bias.zero_()  # type: ignore[union-attr]
-        bare = logit_attribution(model, ids, 5, wrong=7, neurons=1)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+        bare = logit_attribution(model, ids, 5, wrong=7, neurons=1, anatomy=stated(model, name))
     assert found.neurons is not None
     assert found.neurons.shape[:2] == ids.shape
     assert bare.neurons is not None
     mlp = bare.values[..., bare.labels.index("MLP1")]
     assert torch.allclose(bare.neurons.sum(-1), mlp, atol=1e-4 * float(mlp.abs().max()))
     with pytest.raises(ArgumentError, match="neurons: expected a layer with an MLP"):
-        logit_attribution(model, ids, 5, neurons=7)
+        logit_attribution(model, ids, 5, neurons=7, anatomy=anatomy)
 
 
 class WholeOracle(Oracle):
@@ -439,11 +466,13 @@ class WholeOracle(Oracle):
         return self.unembed(x)
 
 
-def test_attribution_of_the_hand_built_model() -> None:
+@pytest.mark.parametrize("how", ["found", "stated"])
+def test_attribution_of_the_hand_built_model(how: str) -> None:
     model, ids = WholeOracle(30.0), PROTOCOL.tokens()
+    anatomy = anatomy_of(model, "oracle", how, ids)
     with torch.no_grad():
         assert torch.equal(model(ids), Oracle(30.0)(ids))
-        found = logit_attribution(model, ids)
+        found = logit_attribution(model, ids, anatomy=anatomy)
     assert found.labels == ("embed", "pos", "L0H0", "L1H0")
     second = found.values[:, 17:32]
     # Head 1.0 writes the next token, all else writes the token itself or where no logit is.
@@ -451,15 +480,17 @@ def test_attribution_of_the_hand_built_model() -> None:
     assert torch.equal(second[..., :3], torch.zeros(4, 15, 3))
     assert found.values[:, -1].isnan().all()
     with torch.no_grad():
-        itself = logit_attribution(model, ids, ids)
+        itself = logit_attribution(model, ids, ids, anatomy=anatomy)
     assert torch.equal(itself.values[..., 0], torch.ones(4, 33))
     assert found.top(1, position=20) == {"L1H0": pytest.approx(1.0, abs=1e-3)}
 
 
-def test_lens_of_the_hand_built_model() -> None:
+@pytest.mark.parametrize("how", ["found", "stated"])
+def test_lens_of_the_hand_built_model(how: str) -> None:
     model, ids = WholeOracle(30.0), PROTOCOL.tokens()
+    anatomy = anatomy_of(model, "oracle", how, ids)
     with torch.no_grad():
-        found = logit_lens(model, ids)
+        found = logit_lens(model, ids, anatomy=anatomy)
     assert found.labels == ("embed", "L0", "L1")
     second = slice(17, 32)
     # The first two streams say the token itself; the last says it and the next one alike.
@@ -476,11 +507,12 @@ def test_lens_of_the_hand_built_model() -> None:
     assert float(found.entropy.max()) < math.log(40)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "neox", "opt"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "neox", "opt"])
 def test_lens_ends_in_the_model_and_uses_the_statistics_of_each_layer(name: str) -> None:
     model, ids = loud(built(name)), inputs(name)["input_ids"]
     with torch.no_grad():
-        found, logits = logit_lens(model, ids), model(ids, output_hidden_states=True)
+        found = logit_lens(model, ids, anatomy=stated(model, name))
+        logits = model(ids, output_hidden_states=True)
     scale = float(logits.logits.abs().max())
     assert (found.logits(-1) - logits.logits).abs().max() <= 1e-5 * max(scale, 1.0)
     logs = logits.logits.log_softmax(-1)
@@ -491,7 +523,7 @@ def test_lens_ends_in_the_model_and_uses_the_statistics_of_each_layer(name: str)
     assert torch.equal(found.rank[-1, :, :-1].long(), rank)
     assert torch.allclose(found.entropy[-1], -(logs.exp() * logs).sum(-1), atol=1e-4)
     # The stream before layer 1, through the model's own norm and head.
-    norm = {"gpt2": "transformer.ln_f", "neox": "gpt_neox.final_layer_norm"}.get(name)
+    norm = {"neox": "gpt_neox.final_layer_norm"}.get(name)
     norm = norm or {"opt": "model.decoder.final_layer_norm"}.get(name, "model.norm")
     with torch.no_grad():
         hidden = logits.hidden_states[1]
@@ -506,7 +538,7 @@ def test_lens_ends_in_the_model_and_uses_the_statistics_of_each_layer(name: str)
 def test_padding_changes_neither_attribution_nor_lens(make: Any, side: str) -> None:
     model, ids = loud(make()), text(2, 12)
     with torch.no_grad():
-        anatomy = Anatomy.of(model, ids)
+        anatomy = by_hand(model) if make is gpt2 else stated(model, "llama", 14)
         plain = logit_attribution(model, ids, 5, wrong=7, anatomy=anatomy)
         lens = logit_lens(model, ids, anatomy=anatomy)
         for pads in (1, 3, 8):
@@ -545,9 +577,10 @@ def test_gradients_pass_through_what_parts_write() -> None:
 def test_half_precision_is_close_and_single_sequences_are_taken() -> None:
     model, ids = gpt2(), text(2, 9)
     with torch.no_grad():
-        plain = logit_attribution(model, ids, 5, wrong=7)
-        one = logit_attribution(model, ids[0], 5, wrong=7)
-        half = logit_attribution(model.bfloat16(), ids, 5, wrong=7)
+        anatomy = by_hand(model)
+        plain = logit_attribution(model, ids, 5, wrong=7, anatomy=anatomy)
+        one = logit_attribution(model, ids[0], 5, wrong=7, anatomy=anatomy)
+        half = logit_attribution(model.bfloat16(), ids, 5, wrong=7, anatomy=anatomy)
     assert torch.allclose(one.values[0], plain.values[0], atol=1e-5)
     assert half.values.dtype == torch.float32
     assert half.values.isfinite().all()
@@ -639,6 +672,9 @@ def test_live_equals_sweep(tmp_path: Any) -> None:
         def training_step(self, ids: Tensor, index: int) -> Tensor:
             logits = self(ids)
             return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+        def validation_step(self, ids: Tensor, index: int) -> None:
+            self(ids)
 
         def configure_optimizers(self) -> Any:
             return torch.optim.AdamW(self.parameters(), lr=0.01)

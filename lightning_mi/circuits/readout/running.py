@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...anatomy import Anatomy, Norm, ReaderInput
@@ -94,14 +95,17 @@ def passed(model: nn.Module, anatomy: Anatomy, task: Task, batch: Any) -> Passed
             f"got outputs {tuple(outputs.shape)}. What parts write into the answer is defined at "
             "positions; pass a Task whose outputs are the logits of all positions."
         )
-    written = [outs.next(w.module, w.output) if w.module else None for w in anatomy.writers]
+    shape = outputs.shape[:2]
+    written = [
+        _shaped(outs.next(w.module, w.output), shape) if w.module else None for w in anatomy.writers
+    ]
     return Passed(
         anatomy,
         outputs,
         tuple(written),
         tuple(z),
-        tuple(_first(ins.next(r.module), r.module) for r in readers),
-        {name: _first(ins.next(name), name) for name in through if name in ins.found},
+        tuple(_first(ins.next(r.module), r.module, shape) for r in readers),
+        {name: _first(ins.next(name), name, shape) for name in through},
     )
 
 
@@ -190,7 +194,15 @@ class _Calls:
         return entries[output] if output < len(entries) else None
 
 
-def _first(value: Tensor | None, name: str) -> Tensor:
+def _shaped(value: Tensor | None, shape: torch.Size) -> Tensor | None:
+    """Return ``[example, position, d]`` where a module holds all positions in one axis."""
+    if value is None or value.ndim == 3:
+        return value
+    return value.reshape(*shape, -1) if value.ndim == 2 and len(value) == shape.numel() else value
+
+
+def _first(value: Tensor | None, name: str, shape: torch.Size) -> Tensor:
+    value = _shaped(value, shape)
     if value is None:
         raise ModelError(
             f"model: expected {name!r} to be run with the stream as its input, got no call of it. "

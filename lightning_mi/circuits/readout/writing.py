@@ -257,7 +257,7 @@ def _parts(seen: Passed, at_end: Tensor) -> Iterator[tuple[str, Tensor]]:
         at_stream = _through(seen, writer, at_end, passed_norms)
         if written is not None:
             yield from _writer_parts(seen, writer, wide(written), at_stream * writer.factor)
-    for norm, after in passed_norms.values():
+    for norm, after in reversed(passed_norms.values()):
         if norm.bias is not None:
             yield f"{norm.module}.bias", after @ norm.bias.to(after)
 
@@ -346,7 +346,8 @@ def _neurons(
     direction = _through(seen, writer, at_end, {}) * writer.factor
     if writer.norm is not None and written is not None:
         direction = _back(writer.norm, direction, writer.norm.scale(wide(written)))
-    return wide(activations) * (direction @ weight.to(direction).mT)
+    back = direction @ weight.to(direction).mT
+    return wide(activations).reshape(back.shape) * back
 
 
 def _is_mlp(writer: Writer, layer: int) -> bool:
