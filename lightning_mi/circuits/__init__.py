@@ -26,9 +26,29 @@ from .readout import (
     logit_lens,
     top_attended,
 )
+from .weights import (
+    Composition,
+    Copying,
+    SingularDirections,
+    SubspaceOverlap,
+    Subspaces,
+    Vocabulary,
+    composition,
+    composition_z,
+    copying_score,
+    matching_score,
+    principal_angles,
+    singular_directions,
+    subspace_overlap,
+    subspaces,
+    vocabulary,
+)
 
 __all__ = [
     # measurements
+    "Composition",
+    "Copying",
+    "SubspaceOverlap",
     "LogitAttribution",
     "LogitLens",
     "Patterns",
@@ -36,6 +56,15 @@ __all__ = [
     "HeadScores",
     "PromptAttention",
     # pure functions
+    "composition",
+    "composition_z",
+    "copying_score",
+    "matching_score",
+    "principal_angles",
+    "singular_directions",
+    "subspace_overlap",
+    "subspaces",
+    "vocabulary",
     "logit_attribution",
     "logit_lens",
     "attention_entropy",
@@ -48,6 +77,9 @@ __all__ = [
     "icl_slope",
     "copy_losses",
     # results
+    "SingularDirections",
+    "Subspaces",
+    "Vocabulary",
     "Lens",
     "WriterAttribution",
     "Roles",
