@@ -10,12 +10,13 @@ import torch
 from test_heads import gpt2, llama, scores, twin
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 import lightning_mi as mi
 from lightning_mi import ArgumentError, ModelError
 from lightning_mi.attention import tap
 from lightning_mi.behaviors import RepeatedTokens, matches
-from lightning_mi.circuits import HeadScores
+from lightning_mi.circuits import HeadScores, attention_summary
 from lightning_mi.circuits.heads.entries import Entries
 from lightning_mi.circuits.heads.layout import documents_of
 
@@ -217,3 +218,55 @@ def test_matches_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(induction, "PAIRS", 23 * 4)
     assert matches(tokens, mask).tolist() == expected
     assert matches(tokens[:0]).shape == (0, 3)
+
+
+# Long sequences.
+
+
+class Largest(TorchFunctionMode):
+    """Notes the largest tensor that any function makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and 0 not in result.stride():
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("window", [None, 700])
+def test_nothing_of_length_times_length_is_made_for_long_sequences(window: int | None) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    settings: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "vocab_size": 600}
+    settings |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 1}
+    config = MistralConfig(**settings, sliding_window=window, max_position_embeddings=1536)
+    model = MistralForCausalLM(config).eval()
+    tokens = torch.randint(0, 600, (1, 1536), generator=torch.Generator().manual_seed(0))
+    own, ours = Largest(), Largest()
+    with torch.no_grad(), own:
+        model.model(tokens, use_cache=False)
+    with ours:
+        found = scores(model, tokens)
+    assert found["induction"].isfinite().all()
+    patterns = 4 * 1536 * 1536
+    blocks = 1 << 20
+    assert ours.numbers <= max(own.numbers, blocks) < patterns
+    with ours:
+        whole = attention_summary(model, tokens)
+    assert whole["entropy"].shape == (1, 4)
+    assert ours.numbers <= max(own.numbers, blocks)
+
+
+def test_a_refusal_leaves_no_hook_behind() -> None:
+    model, tokens = gpt2(), RepeatedTokens(61, length=9, sequences=2).tokens()
+    before = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    with pytest.raises(IndexError):  # the model's own
+        attention_summary(model, tokens + 61)
+    with pytest.raises(ArgumentError, match="attention_mask"):
+        scores(model, tokens, attention_mask=torch.ones(2, 3))
+    after = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    assert before == after

@@ -664,7 +664,7 @@ def test_live_equals_sweep(tmp_path: Any) -> None:
     class Model(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.net = gpt2()
+            self.net = gpt2().train()
 
         def forward(self, ids: Tensor) -> Tensor:
             return self.net(ids).logits

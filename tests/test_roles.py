@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from oracle import FixedOffset, Oracle
+from stated import stated_oracle
 from test_heads import gpt2, scores
+from test_readout import WholeOracle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +18,7 @@ import lightning_mi as mi
 from lightning_mi import ArgumentError, Head
 from lightning_mi.behaviors import RepeatedTokens
 from lightning_mi.circuits import HeadRoles, HeadScores, head_roles
+from lightning_mi.circuits.readout.roles import ROLES
 
 PROTOCOL = RepeatedTokens(length=16, bos=0, sequences=4)
 
@@ -23,10 +27,10 @@ def test_roles_of_the_hand_built_model() -> None:
     roles = head_roles(Oracle(30.0, vocabulary=60), PROTOCOL)
     assert roles.heads("induction") == (Head(1, 0),)
     assert roles.heads("previous_token") == (Head(0, 0),)
-    assert roles.of(Head(1, 0)) == ("induction",)
+    assert set(roles.of(Head(1, 0))) - {"copying"} == {"induction"}
     assert roles.of(Head(0, 0)) == ("previous_token",)
     assert roles.heads("duplicate_token") == roles.heads("current_token") == ()
-    assert str(roles) == "induction: L1H0\nprevious_token: L0H0"
+    assert str(roles).startswith("induction: L1H0\nprevious_token: L0H0")
     assert float(roles.excess["induction"][1, 0]) == pytest.approx(1.0, abs=1e-3)
     uniform = scores(Oracle(0.0, vocabulary=60), PROTOCOL.tokens(60))["induction"][1, 0]
     assert float(roles.uniform["induction"][1, 0]) == pytest.approx(float(uniform), abs=1e-6)
@@ -41,7 +45,7 @@ def test_nothing_is_called_anything_where_nothing_happens(model: nn.Module) -> N
     roles = head_roles(model, PROTOCOL)
     assert all(roles.heads(role) == () for role in roles.excess)
     # By rank some head would always be first.
-    assert all(bool(values.isfinite().all()) for values in roles.excess.values())
+    assert all(bool(roles.excess[role].isfinite().all()) for role in ROLES)
     assert str(roles) == ""
 
 
@@ -73,6 +77,26 @@ class Given(nn.Module):
         v = self.table(ids)[:, None]
         z = F.scaled_dot_product_attention(eye, k, v, is_causal=True, scale=1.0)
         return z[:, 0] @ self.table.weight.T
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_copying_and_anti_copying_of_the_hand_built_model(sign: float) -> None:
+    model = WholeOracle(30.0)
+    with torch.no_grad():
+        model.layers[1].W_O.mul_(sign)
+    found = head_roles(model, PROTOCOL, anatomy=stated_oracle(model))
+    role, other = ("copying", "anti_copying")[:: int(sign)]
+    assert found.heads(role) == (Head(1, 0),)
+    assert found.heads(other) == ()
+    assert float(found.scores["copying"][1, 0]) == pytest.approx(sign, abs=1e-4)
+    # The first head copies into a slot that no logit reads: 0/0, which is 0.
+    assert float(found.scores["copying"][0, 0]) == 0.0
+    assert float(found.matched["copying"][1, 0]) < 0.6
+    without = dataclasses.replace(stated_oracle(model), W_U=None)
+    nothing = head_roles(model, PROTOCOL, anatomy=without)
+    assert nothing.scores["copying"].isnan().all()
+    assert "unembedding" in nothing.reasons["copying"]
+    assert nothing.heads("copying") == ()
 
 
 def test_a_sink_and_a_head_that_looks_at_the_recent_past() -> None:
@@ -135,7 +159,8 @@ def test_measurement() -> None:
     for role, values in found.excess.items():
         panel = panels[f"head_roles/{role}"]
         assert panel.axes == ("layer", "head")
-        assert torch.equal(panel.values, values)
+        assert torch.equal(panel.values.nan_to_num(9), values.nan_to_num(9))
+        assert panel.nonfinite == 0 or panel.convention["reason"]
         assert panel.convention["heads"] == [str(h) for h in found.heads(role)]
         assert panels[f"head_roles/{role}_heads"].item() == len(found.heads(role))
     assert panels["head_roles/induction"].convention["margin"] == 0.3

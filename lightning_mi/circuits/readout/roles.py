@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ...anatomy import Anatomy
 from ...behaviors import RepeatedTokens
 from ...errors import ArgumentError
 from ...isolation import untouched
@@ -109,6 +110,7 @@ def head_roles(
     tokens: RepeatedTokens | None = None,
     *,
     margin: float = MARGIN,
+    anatomy: Anatomy | None = None,
     task: Task | None = None,
 ) -> Roles:
     """Say what heads do: induction, previous token, duplicate, current token, sink, copying.
@@ -124,6 +126,8 @@ def head_roles(
         model: Any language model with self-attention; it is left as it was.
         tokens: The protocol; None takes the default one, shortened to what the model takes.
         margin: Smallest excess over both nulls, (score − null) / (1 − null), in (0, 1].
+        anatomy: The model's anatomy, if it is at hand or was corrected; None finds it. Copying has
+            NaN with a reason where it knows no embedding and unembedding.
         task: How the model is called, if not with the ids alone.
 
     Returns:
@@ -141,6 +145,9 @@ def head_roles(
     _check_margin(margin)
     with untouched(model) as plain, torch.no_grad():
         context = Context(plain, task=task)
+        if anatomy is not None:
+            known = anatomy
+            context.shared("anatomy", lambda: known)
         found = scored(plain, context, tokens or RepeatedTokens())
         shape = found.main.scores["induction"].shape[1:]
         return roles_of(found, copied(plain, context, shape), margin)
