@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from .behavior import Behavior
 from .checkpoints import sweep
 from .errors import (
     ArgumentError,
@@ -21,7 +22,7 @@ from .errors import (
 )
 from .inferring import infer_task
 from .isolation import untouched
-from .measurement import Behavior, Context, IndexedData, Measurement, measure
+from .measurement import Context, IndexedData, Measurement, measure
 from .nodes import MLP, Embedding, Head, Logits, Neuron, Reader, parse
 from .progress import track
 from .record import Panel, Reading, Record
@@ -34,6 +35,8 @@ from .target import (
     LogProbability,
     Loss,
     Margin,
+    Probability,
+    Rank,
     Target,
     as_target,
 )
@@ -58,6 +61,8 @@ __all__ = [
     "LogitDifference",
     "LogProbability",
     "Margin",
+    "Probability",
+    "Rank",
     "Loss",
     "as_target",
     "Behavior",
@@ -89,7 +94,16 @@ __all__ = [
     "TapError",
 ]
 
-_ROOMS = ("attention", "attribution", "behaviors", "callbacks", "circuits", "influence", "report")
+_ROOMS = (
+    "anatomy",
+    "attention",
+    "attribution",
+    "behaviors",
+    "callbacks",
+    "circuits",
+    "influence",
+    "report",
+)
 
 
 def __getattr__(name: str) -> ModuleType:

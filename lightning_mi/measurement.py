@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
 from pathlib import PurePath
@@ -24,7 +23,7 @@ from .record import Panel, Reading, Record, plain
 from .target import Target, TargetLike, as_target
 from .task import Task
 
-__all__ = ["Behavior", "Context", "IndexedData", "Measurement", "describe", "measure"]
+__all__ = ["Context", "IndexedData", "Measurement", "describe", "measure"]
 
 T = TypeVar("T")
 
@@ -107,36 +106,6 @@ class IndexedData:
         """
         own = getattr(self.dataset, "describe", None)
         return str(own(index)) if callable(own) else f"train[{index:,}]"
-
-
-@dataclass(eq=False)
-class Behavior:
-    """Something that the model does: clean prompts, corrupted ones, and the scalar that shows it.
-
-    Args:
-        clean: Batch on which the model does it.
-        corrupted: Batch of the same shape on which it cannot.
-        target: What is compared.
-        name: How it is called in the report.
-        positions: Positions of interest by name, each an int for all examples or one for each.
-    """
-
-    clean: Any
-    corrupted: Any
-    target: TargetLike = None
-    name: str = "behavior"
-    positions: Mapping[str, int | Sequence[int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Check that the two batches can be compared position by position."""
-        clean, corrupted = main_input(self.clean), main_input(self.corrupted)
-        if clean.shape != corrupted.shape:
-            raise ArgumentError.of(
-                "corrupted",
-                expected=f"the shape of the clean inputs, {tuple(clean.shape)}",
-                got=tuple(corrupted.shape),
-                do="Clean and corrupted prompts must have equal length.",
-            )
 
 
 class Context:

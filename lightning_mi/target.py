@@ -24,6 +24,8 @@ __all__ = [
     "LogitDifference",
     "Loss",
     "Margin",
+    "Probability",
+    "Rank",
     "Target",
     "TargetLike",
     "TargetOption",
@@ -103,6 +105,54 @@ class LogProbability(Logit):
         """
         logits, tokens = select(outputs, batch, self)
         return _take(logits.log_softmax(-1), tokens)
+
+
+@dataclass(frozen=True)
+class Probability(Logit):
+    """The probability of one token or class; arguments as for `Logit`.
+
+    It saturates: where it is near 0 or 1 it hardly moves, whatever is done to the model. Prefer
+    `LogitDifference` where effects are to add up.
+    """
+
+    compares: ClassVar[bool] = True
+
+    def __call__(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Return softmax(logits)[token].
+
+        Args:
+            outputs: Logits.
+            batch: The batch they came from.
+
+        Returns:
+            Shape ``[example]``, from 0 to 1.
+        """
+        logits, tokens = select(outputs, batch, self)
+        return _take(logits.softmax(-1), tokens)
+
+
+@dataclass(frozen=True)
+class Rank(Logit):
+    """How many tokens or classes have a larger logit; 0 is the best. Arguments as for `Logit`.
+
+    It moves in steps, so it has no gradient: measurements that need one refuse it.
+    """
+
+    higher_is_better: bool = field(default=False, init=False, repr=False)
+    compares: ClassVar[bool] = True
+
+    def __call__(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Return the rank.
+
+        Args:
+            outputs: Logits.
+            batch: The batch they came from.
+
+        Returns:
+            Shape ``[example]``, whole numbers as floats.
+        """
+        logits, tokens = select(outputs.detach(), batch, self)
+        return (logits > _take(logits, tokens)[:, None]).sum(-1).to(torch.get_default_dtype())
 
 
 @dataclass(frozen=True)
@@ -220,7 +270,9 @@ class Custom:
         return value
 
 
-TargetOption: TypeAlias = Logit | LogProbability | LogitDifference | Margin | Loss | int | None
+TargetOption: TypeAlias = (
+    Logit | LogProbability | LogitDifference | Probability | Margin | Loss | int | None
+)
 """Targets that a YAML file can name; a protocol would hide their classes from its parser."""
 
 

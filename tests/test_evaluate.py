@@ -228,7 +228,7 @@ def test_any_target_is_followed_where_it_is_no_single_token() -> None:
     logits = model(x)
     close(found.curve[:, 0], (logits[:, 0] - logits[:, 1]).detach())
     assert found.unit == "logits"
-    close(deletion(model, x, saliency, 0, of="target").curve[:, 0], logits[:, 0].detach())
+    close(deletion(model, x, saliency, 0, follow="target").curve[:, 0], logits[:, 0].detach())
     close(deletion(model, x, saliency, 0).curve[:, 0], logits.softmax(-1)[:, 0].detach())
 
 
@@ -693,7 +693,7 @@ def test_nothing_is_left_behind() -> None:
         (lambda m, x: deletion(m, x, torch.ones(2, 3)), "scores: expected the shape"),
         (lambda m, x: deletion(m, x, saliency, 1, steps=0), "steps"),
         (lambda m, x: deletion(m, x, saliency, 1, draws=-1), "draws"),
-        (lambda m, x: deletion(m, x, saliency, 1, of="logit"), "of: expected one of"),  # type: ignore[arg-type]
+        (lambda m, x: deletion(m, x, saliency, 1, follow="logit"), "follow: expected one of"),  # type: ignore[arg-type]
         (lambda m, x: deletion(m, x, Saliency, 1), "with brackets"),
         (lambda m, x: deletion(m, x, lambda *a: 3, 1), "method"),
         (lambda m, x: sufficiency(m, x, saliency, 1, shares=[0.0]), "shares"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,7 +65,7 @@ class Rules(TorchFunctionMode):
         self._epsilon = epsilon
         self._steps: list[Step] = []
         self._place: int | None = None
-        self._sources = WeakTensorKeyDictionary()
+        self._sources: MutableMapping[Tensor, Source] = WeakTensorKeyDictionary()
 
     @contextmanager
     def replaying(self) -> Iterator[None]:
@@ -261,7 +261,7 @@ def _gated_linear(input: Tensor, dim: int = -1) -> Tensor:
 
 
 def _name(func: Callable[..., Any]) -> str:
-    return resolve_name(func) or getattr(func, "__name__", repr(func))
+    return str(resolve_name(func) or getattr(func, "__name__", repr(func)))
 
 
 def _refused(func: Callable[..., Any]) -> ModelError:

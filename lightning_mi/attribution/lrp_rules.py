@@ -95,7 +95,8 @@ def product(call: Call, factors: list[int], epsilon: float) -> tuple[Tensor, Rep
 
     def spread(again: Call) -> Tensor:
         if len(factors) < 2:
-            return again()
+            plain: Tensor = again()
+            return plain
         own, parts = again.slots, []
         for free in factors:
             held = {i: kept[i] for i in factors if i != free}
@@ -158,10 +159,12 @@ def taylor(call: Call) -> tuple[Tensor, Replay]:
     def replay(again: Call) -> Tensor:
         moved = again.slots[0] - point
         if call.func in SOFTMAX:
-            return value + _softmax_slope(value, moved, call.argument(1, "dim", -1))
+            bent: Tensor = value + _softmax_slope(value, moved, call.argument(1, "dim", -1))
+            return bent
         others = again.slots[1:]
-        _, slope = torch.func.jvp(lambda x: again.filled([x, *others])(), (point,), (moved,))
-        return value + slope
+        pair = torch.func.jvp(lambda x: again.filled([x, *others])(), (point,), (moved,))
+        straight: Tensor = value + pair[1]
+        return straight
 
     return result, replay
 

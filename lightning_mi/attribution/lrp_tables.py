@@ -1,4 +1,4 @@
-"""Which torch function follows which rule of AttnLRP. What stands in no table is refused by name."""
+"""Which torch function follows which rule of AttnLRP; what has none is refused by name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Functions = frozenset[Callable[..., Any]]
 
 
 def _named(names: str) -> Functions:
-    """Return every function of these names that torch, its tensors or its functional module have."""
+    """Return every function of these names that torch, its tensors or ``functional`` have."""
     places = (torch, Tensor, F)
     found = (getattr(place, name, None) for name in names.split() for place in places)
     return frozenset(f for f in found if callable(f))

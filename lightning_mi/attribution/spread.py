@@ -94,14 +94,15 @@ class Concentration:
     ``background`` (on background pixels) and ``masked`` (on a mask).
 
     Args:
-        method: Any attribution measurement.
+        method: Any attribution measurement; None takes ``Saliency()``.
         name: First part of the records' names.
         special: Ids of special tokens.
         background: Value of background pixels, the same in all channels.
         mask: Boolean, one entry for each unit of an example: a region of one's own.
     """
 
-    method: Measurement = METHOD
+    # Not a default of its own: parsers of YAML refuse one where the type is a protocol.
+    method: Measurement | None = None
     name: str = "concentration"
     special: list[int] | None = None
     background: float | None = None
@@ -123,7 +124,7 @@ class Concentration:
         """
         from .evaluate.methods import measured  # here, because that package compares by drift
 
-        scores = measured(self.method, model, context)
+        scores = measured(self.method or METHOD, model, context)
         gini, entropy = concentration(scores)
         panels = {
             "gini": mean_of(gini, "gini", sign="higher is more concentrated", null=0.0),

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .induction import RepeatedTokens, matches
+from .names import IndirectObject
 
-__all__ = ["RepeatedTokens", "matches"]
+__all__ = ["IndirectObject", "RepeatedTokens", "matches"]

@@ -49,8 +49,8 @@ def is_signed(panel: Panel) -> bool:
         panel: The panel.
 
     Returns:
-        False where its convention has a sign that begins with ``none``, True where it has another; else
-        whether a value is negative.
+        False where its convention has a sign that begins with ``none``, True where it has another;
+        else whether a value is negative.
     """
     sign = panel.convention.get("sign")
     return bool((panel.values < 0).any()) if sign is None else not str(sign).startswith("none")

@@ -17,7 +17,7 @@ from .judged import Removing
 from .methods import Explanation, method_name
 from .ranking import beside_chance, check_counts, counts, ranks, undefined
 from .result import Evaluation
-from .stage import Of, Stage, staged
+from .stage import Follow, Stage, staged
 
 __all__ = ["Deletion", "Insertion", "deletion", "insertion"]
 
@@ -30,7 +30,7 @@ def deletion(
     *,
     baseline: Baseline = None,
     keep: Keep = None,
-    of: Of = "probability",
+    follow: Follow = "probability",
     steps: int = 16,
     draws: int = 5,
     seed: int = 0,
@@ -51,11 +51,11 @@ def deletion(
         baseline: What removed units become; None is zero (for ids the zero vector; or pass the id
             of the mask or padding token).
         keep: Tokens that are never removed: ids, or a boolean mask. Padding never is.
-        of: ``"probability"`` follows the probability of the token or class asked about,
+        follow: ``"probability"`` follows the probability of the token or class asked about,
             ``"target"`` the target itself, as do targets that are not about one token alone.
         steps: Number q of steps.
         draws: Number of random attributions (the same scores in random order) beside it.
-        seed: Of ties and random orders.
+        seed: Follow ties and random orders.
         task: How the batch becomes outputs; None is inferred where it matters.
 
     Returns:
@@ -74,7 +74,7 @@ def deletion(
     """
     check_counts(steps=steps, draws=draws, seed=seed)
     with staged(
-        model, inputs, explanation, target, baseline=baseline, keep=keep, of=of, task=task
+        model, inputs, explanation, target, baseline=baseline, keep=keep, follow=follow, task=task
     ) as (stage, scores):
         return _curves(stage, scores, "deletion", baseline, (steps, draws, seed))
 
@@ -87,7 +87,7 @@ def insertion(
     *,
     baseline: Baseline = None,
     keep: Keep = None,
-    of: Of = "probability",
+    follow: Follow = "probability",
     steps: int = 16,
     draws: int = 5,
     seed: int = 0,
@@ -105,10 +105,10 @@ def insertion(
         target: What is asked; None asks what the explanation was about.
         baseline: What units are before they are revealed; as in `deletion`.
         keep: Tokens that are never hidden: ids, or a boolean mask. Padding never is.
-        of: As in `deletion`.
+        follow: As in `deletion`.
         steps: Number of steps.
         draws: Number of random attributions beside it.
-        seed: Of ties and random orders.
+        seed: Follow ties and random orders.
         task: How the batch becomes outputs; None is inferred where it matters.
 
     Returns:
@@ -126,7 +126,7 @@ def insertion(
     """
     check_counts(steps=steps, draws=draws, seed=seed)
     with staged(
-        model, inputs, explanation, target, baseline=baseline, keep=keep, of=of, task=task
+        model, inputs, explanation, target, baseline=baseline, keep=keep, follow=follow, task=task
     ) as (stage, scores):
         return _curves(stage, scores, "insertion", baseline, (steps, draws, seed))
 
@@ -139,15 +139,15 @@ class Deletion(Removing):
     ``random_curve`` and, for tokens, ``recency_curve`` ``[example, step]``.
 
     Args:
-        method: Any attribution measurement.
+        method: Any attribution measurement; None takes ``Saliency()``.
         name: First part of the records' names.
         target: What is asked; None takes the method's.
         baseline: What removed units become.
         keep: Ids of tokens that are never removed.
-        of: What is followed.
+        follow: What is followed.
         steps: Number of steps.
         draws: Number of random attributions.
-        seed: Of ties and random orders.
+        seed: Follow ties and random orders.
 
     Raises:
         ArgumentError: If an argument cannot be used.
@@ -246,7 +246,7 @@ def _curves(
         random=torch.stack(chance) if chance else None,
         recency=areas.get("recency"),
         convention={
-            "of": stage.unit,
+            "follows": stage.unit,
             "method": method_name(scores),
             "area": "trapezoid over the share of units in [0, 1]",
             "baseline": "zero" if baseline is None else describe(baseline),

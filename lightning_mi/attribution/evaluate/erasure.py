@@ -19,7 +19,7 @@ from .judged import Removing
 from .methods import Explanation, method_name
 from .ranking import beside_chance, check_counts, ranks, undefined
 from .result import Evaluation
-from .stage import Of, Stage, staged
+from .stage import Follow, Stage, staged
 
 __all__ = ["Comprehensiveness", "Sufficiency", "comprehensiveness", "sufficiency"]
 
@@ -36,7 +36,7 @@ def comprehensiveness(
     shares: Sequence[float] = SHARES,
     baseline: Baseline = None,
     keep: Keep = None,
-    of: Of = "probability",
+    follow: Follow = "probability",
     draws: int = 5,
     seed: int = 0,
     task: Task | None = None,
@@ -56,10 +56,10 @@ def comprehensiveness(
         baseline: What removed units become; None is zero (for ids the zero vector; or pass the id
             of the mask or padding token).
         keep: Tokens that are never removed: ids, or a boolean mask. Padding never is.
-        of: ``"probability"`` follows the probability of the token or class asked about,
+        follow: ``"probability"`` follows the probability of the token or class asked about,
             ``"target"`` the target itself, as do targets that are not about one token alone.
         draws: Number of random attributions beside it.
-        seed: Of ties and random orders.
+        seed: Follow ties and random orders.
         task: How the batch becomes outputs; None is inferred where it matters.
 
     Returns:
@@ -77,7 +77,7 @@ def comprehensiveness(
         3.0
     """
     with staged(
-        model, inputs, explanation, target, baseline=baseline, keep=keep, of=of, task=task
+        model, inputs, explanation, target, baseline=baseline, keep=keep, follow=follow, task=task
     ) as (stage, scores):
         return _erased(stage, scores, "comprehensiveness", baseline, shares, (draws, seed))
 
@@ -91,7 +91,7 @@ def sufficiency(
     shares: Sequence[float] = SHARES,
     baseline: Baseline = None,
     keep: Keep = None,
-    of: Of = "probability",
+    follow: Follow = "probability",
     draws: int = 5,
     seed: int = 0,
     task: Task | None = None,
@@ -108,9 +108,9 @@ def sufficiency(
         shares: Shares q of the units, each in (0, 1].
         baseline: What the other units become; as in `comprehensiveness`.
         keep: Tokens that are never removed: ids, or a boolean mask. Padding never is.
-        of: As in `comprehensiveness`.
+        follow: As in `comprehensiveness`.
         draws: Number of random attributions beside it.
-        seed: Of ties and random orders.
+        seed: Follow ties and random orders.
         task: How the batch becomes outputs; None is inferred where it matters.
 
     Returns:
@@ -127,7 +127,7 @@ def sufficiency(
         1.0
     """
     with staged(
-        model, inputs, explanation, target, baseline=baseline, keep=keep, of=of, task=task
+        model, inputs, explanation, target, baseline=baseline, keep=keep, follow=follow, task=task
     ) as (stage, scores):
         return _erased(stage, scores, "sufficiency", baseline, shares, (draws, seed))
 
@@ -137,15 +137,15 @@ class Comprehensiveness(Removing):
     """`comprehensiveness` of a method on the measured batch; records as for `Judged`.
 
     Args:
-        method: Any attribution measurement.
+        method: Any attribution measurement; None takes ``Saliency()``.
         name: First part of the records' names.
         target: What is asked; None takes the method's.
         shares: Shares of the units.
         baseline: What removed units become.
         keep: Ids of tokens that are never removed.
-        of: What is followed.
+        follow: What is followed.
         draws: Number of random attributions.
-        seed: Of ties and random orders.
+        seed: Follow ties and random orders.
 
     Raises:
         ArgumentError: If an argument cannot be used.
@@ -251,7 +251,7 @@ def _erased(
         random=None if chance is None else chance.mean(2),
         recency=None if late is None else late.mean(1),
         convention={
-            "of": stage.unit,
+            "follows": stage.unit,
             "method": method_name(scores),
             "baseline": "zero" if baseline is None else describe(baseline),
             "shares": list(shares),

@@ -18,7 +18,7 @@ from .judged import Removing
 from .methods import Explanation, method_name
 from .ranking import check_counts, recency, shuffles, undefined
 from .result import Evaluation
-from .stage import Of, Stage, staged
+from .stage import Follow, Stage, staged
 
 __all__ = ["Change", "Infidelity", "infidelity"]
 
@@ -38,7 +38,7 @@ def infidelity(
     optimal: bool = False,
     baseline: Baseline = None,
     keep: Keep = None,
-    of: Of = "target",
+    follow: Follow = "target",
     draws: int = 5,
     seed: int = 0,
     task: Task | None = None,
@@ -62,15 +62,15 @@ def infidelity(
         explanation: An `Attribution`, a tensor of scores, or a method such as ``Saliency()``.
         target: What is asked; None asks what the explanation was about.
         change: ``"removal"`` or ``"gaussian"``.
-        scale: Of the Gaussian changes, relative to the range of the example.
+        scale: Follow the Gaussian changes, relative to the range of the example.
         samples: Number of changes.
         optimal: Scale φ by β = Σ_I (Iᵀφ)(F(x) − F(x − I)) / Σ_I (Iᵀφ)² first, for each example:
             scores that are right up to a factor then have no infidelity.
         baseline: x′; None is zero.
         keep: Tokens that are never removed: ids, or a boolean mask. Padding never is.
-        of: ``"target"``: F is the target itself; ``"probability"`` as in `deletion`.
+        follow: ``"target"``: F is the target itself; ``"probability"`` as in `deletion`.
         draws: Number of random attributions (the same scores in random places) beside it.
-        seed: Of changes and random attributions.
+        seed: Follow changes and random attributions.
         task: How the batch becomes outputs; None is inferred where it matters.
 
     Returns:
@@ -89,7 +89,7 @@ def infidelity(
     _check(change, scale, samples)
     check_counts(draws=draws, seed=seed)
     with staged(
-        model, inputs, explanation, target, baseline=baseline, keep=keep, of=of, task=task
+        model, inputs, explanation, target, baseline=baseline, keep=keep, follow=follow, task=task
     ) as (stage, scores):
         options = (change, scale, samples, optimal, draws, seed)
         return _judged(stage, scores, options, baseline)
@@ -100,25 +100,25 @@ class Infidelity(Removing):
     """`infidelity` of a method on the measured batch; records as for `Judged`.
 
     Args:
-        method: Any attribution measurement.
+        method: Any attribution measurement; None takes ``Saliency()``.
         name: First part of the records' names.
         target: What is asked; None takes the method's.
         change: ``"removal"`` or ``"gaussian"``.
-        scale: Of the Gaussian changes.
+        scale: Follow the Gaussian changes.
         samples: Number of changes.
         optimal: Whether the scores are scaled first.
         baseline: What removed units become.
         keep: Ids of tokens that are never removed.
-        of: What F is.
+        follow: What F is.
         draws: Number of random attributions.
-        seed: Of changes and random attributions.
+        seed: Follow changes and random attributions.
 
     Raises:
         ArgumentError: If an argument cannot be used.
     """
 
     name: str = "infidelity"
-    of: Of = "target"
+    follow: Follow = "target"
     change: Change = "removal"
     scale: float = 0.1
     samples: int = 64
@@ -191,7 +191,7 @@ def _judged(
         random=found[1:] if draws else None,
         recency=late,
         convention={
-            "of": stage.unit,
+            "follows": stage.unit,
             "method": method_name(given),
             "scores": "change for a unit change" if local else "add up to the change",
             "change": change if change == "removal" else f"gaussian, {scale} of the range",

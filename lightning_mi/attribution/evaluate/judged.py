@@ -18,7 +18,7 @@ from ..result import Attribution
 from .methods import matching, measured
 from .ranking import check_counts
 from .result import Evaluation
-from .stage import Of, check_of
+from .stage import Follow, check_follow
 
 __all__ = ["Judged", "Removing"]
 
@@ -35,18 +35,20 @@ class Judged:
     ``recency_margin``, each with ``…_stderr``.
 
     Args:
-        method: Any attribution measurement; where it explains the first examples alone, they are
+        method: Any attribution measurement; None takes ``Saliency()``. Where it explains the first
+            examples alone, they are
             what is judged.
         name: First part of the records' names.
         target: What is asked; None takes the method's target.
         draws: Number of random attributions beside it.
-        seed: Of everything that is drawn.
+        seed: Follow everything that is drawn.
 
     Raises:
         ArgumentError: If an argument cannot be used.
     """
 
-    method: Measurement = METHOD
+    # Not a default of its own: parsers of YAML refuse one where the type is a protocol.
+    method: Measurement | None = None
     name: str = "evaluation"
     target: TargetOption | TargetLike = None
     draws: int = 5
@@ -55,6 +57,11 @@ class Judged:
     def __post_init__(self) -> None:
         """Check what can be checked before there is a model."""
         check_counts(draws=self.draws, seed=self.seed)
+
+    @property
+    def judged(self) -> Measurement:
+        """The method."""
+        return self.method or METHOD
 
     @abstractmethod
     def judge(
@@ -88,8 +95,9 @@ class Judged:
         Returns:
             The measure, and what chance gives.
         """
-        scores = measured(self.method, model, context, self.target)
-        target = self.target if self.target is not None else asked_of(self.method, scores)
+        method = self.judged
+        scores = measured(method, model, context, self.target)
+        target = self.target if self.target is not None else asked_of(method, scores)
         batch = matching(context.batch, scores)
         return self.judge(model, batch, scores, target, context.task).reading()
 
@@ -101,17 +109,17 @@ class Removing(Judged):
     Args:
         baseline: What removed units become: None is zero, or for ids an id or vectors.
         keep: Ids of tokens that are never removed.
-        of: ``"probability"`` or ``"target"``: what is followed.
+        follow: ``"probability"`` or ``"target"``: what is followed.
     """
 
     baseline: Baseline = None
     keep: list[int] | None = None
-    of: Of = "probability"
+    follow: Follow = "probability"
 
     def __post_init__(self) -> None:
         """Check what can be checked before there is a model."""
         super().__post_init__()
-        check_of(self.of)
+        check_follow(self.follow)
 
     @property
     def removal(self) -> dict[str, Any]:
@@ -119,7 +127,7 @@ class Removing(Judged):
         return {
             "baseline": self.baseline,
             "keep": self.keep,
-            "of": self.of,
+            "follow": self.follow,
             "draws": self.draws,
             "seed": self.seed,
         }

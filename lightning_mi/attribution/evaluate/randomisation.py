@@ -120,7 +120,7 @@ def parameter_randomisation(
         how: ``"cascade"`` keeps the layers above random, ``"independent"`` makes one layer at a
             time random.
         depth: Compare only after so many equal portions of the layers; None after every layer.
-        seed: Of what is drawn.
+        seed: Follow what is drawn.
         task: How the batch becomes outputs; None is inferred where it matters.
 
     Returns:
@@ -133,7 +133,7 @@ def parameter_randomisation(
     """
     _check(how, depth)
     check_counts(seed=seed)
-    with staged(model, inputs, method, target, of="target", task=task) as (stage, scores):
+    with staged(model, inputs, method, target, follow="target", task=task) as (stage, scores):
         task, batch = stage.entry.task, stage.entry.batch
         original = stage.entry.model
         layers = layers_from_the_output(original, task, batch)
@@ -182,7 +182,7 @@ def random_label_control(
     Raises:
         ArgumentError: If an argument cannot be used.
     """
-    with staged(model, inputs, method, target, of="target", task=task) as (stage, scores):
+    with staged(model, inputs, method, target, follow="target", task=task) as (stage, scores):
         asked = _asked(stage, method, target)
         again = explained(method, control, stage.entry.batch, asked, stage.entry.task)
         said = {"method": method_name(method), "how": "random labels"}
@@ -197,18 +197,18 @@ class ParameterRandomisation:
     absolute correlation with everything random), ``final_signed`` and ``floor``.
 
     Args:
-        method: Any attribution measurement.
+        method: Any attribution measurement; None takes ``Saliency()``.
         name: First part of the records' names.
         target: What is asked; None takes the method's.
         how: ``"cascade"`` or ``"independent"``.
         depth: Compare after so many equal portions of the layers.
-        seed: Of what is drawn.
+        seed: Follow what is drawn.
 
     Raises:
         ArgumentError: If an argument cannot be used.
     """
 
-    method: Measurement = METHOD
+    method: Measurement | None = None
     name: str = "parameter_randomisation"
     target: TargetOption | TargetLike = None
     how: How = "cascade"
@@ -233,7 +233,7 @@ class ParameterRandomisation:
         return parameter_randomisation(
             model,
             context.batch,
-            self.method,
+            self.method or METHOD,
             self.target,
             how=self.how,
             depth=self.depth,
@@ -250,13 +250,13 @@ class RandomLabelControl:
 
     Args:
         checkpoint: File of the weights, of the same architecture.
-        method: Any attribution measurement.
+        method: Any attribution measurement; None takes ``Saliency()``.
         name: First part of the records' names.
         target: What is asked; None takes the method's.
     """
 
     checkpoint: str
-    method: Measurement = METHOD
+    method: Measurement | None = None
     name: str = "random_label_control"
     target: TargetOption | TargetLike = None
 
@@ -274,7 +274,7 @@ class RandomLabelControl:
         state = Checkpoint.load(self.checkpoint)
         load_weights(control, state.weights, Path(self.checkpoint))
         return random_label_control(
-            model, control, context.batch, self.method, self.target, task=context.task
+            model, control, context.batch, self.method or METHOD, self.target, task=context.task
         ).reading()
 
 

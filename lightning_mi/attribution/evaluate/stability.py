@@ -53,7 +53,7 @@ def max_sensitivity(
         radius: r.
         samples: Number of δ.
         draws: Number of random attributions beside it: φ(x + δ) with its entries in random order.
-        seed: Of δ and random orders.
+        seed: Follow δ and random orders.
         task: How the batch becomes outputs; None is inferred where it matters.
 
     Returns:
@@ -107,13 +107,13 @@ class MaxSensitivity(Judged):
     """`max_sensitivity` of a method on the measured batch; records as for `Judged`.
 
     Args:
-        method: Any attribution measurement.
+        method: Any attribution measurement; None takes ``Saliency()``.
         name: First part of the records' names.
         target: What is asked; None takes the method's.
         radius: r.
         samples: Number of δ.
         draws: Number of random attributions.
-        seed: Of δ and random orders.
+        seed: Follow δ and random orders.
 
     Raises:
         ArgumentError: If an argument cannot be used.
@@ -152,7 +152,7 @@ class MaxSensitivity(Judged):
         return max_sensitivity(
             model,
             batch,
-            self.method,
+            self.judged,
             target if target is not None else self.target,
             radius=self.radius,
             samples=self.samples,

@@ -22,9 +22,9 @@ from ..question import Question, widened
 from ..result import Attribution, channel_axis
 from .methods import Explanation, explained, matching
 
-__all__ = ["Of", "Stage", "staged"]
+__all__ = ["Follow", "Stage", "staged"]
 
-Of: TypeAlias = Literal["probability", "target"]
+Follow: TypeAlias = Literal["probability", "target"]
 """What of the model's answer is followed."""
 
 MOST = 2**16
@@ -172,7 +172,7 @@ def staged(
     *,
     baseline: Baseline = None,
     keep: Keep = None,
-    of: Of = "probability",
+    follow: Follow = "probability",
     task: Task | None = None,
 ) -> Iterator[tuple[Stage, Attribution | Tensor]]:
     """Explain the inputs where scores are not given, and set the stage to test the scores.
@@ -184,7 +184,7 @@ def staged(
         target: What is asked; None asks what the explanation was about.
         baseline: What removed units become; see `integrated_gradients`.
         keep: Tokens that are never removed.
-        of: ``"probability"`` follows the probability of the token or class that the target asks
+        follow: ``"probability"`` follows the probability of the token or class that the target asks
             about, where it asks about one alone; ``"target"`` the target itself.
         task: How the batch becomes outputs.
 
@@ -194,7 +194,7 @@ def staged(
     Raises:
         ArgumentError: If an argument cannot be used.
     """
-    check_of(of)
+    check_follow(follow)
     if target is None and not isinstance(explanation, Attribution | Tensor):
         target = getattr(explanation, "target", None)
     scores = explained(explanation, model, inputs, target, task)
@@ -203,23 +203,26 @@ def staged(
         if target is None and isinstance(scores, Attribution):
             question = _as_explained(question, scores)
         start = baseline_point(entry, baseline, keep)
-        read, unit, question = _reading(question, of)
+        read, unit, question = _reading(question, follow)
         copies = Copies(entry, question, MOST)
         yield Stage(entry, question, read, unit, start, _free(entry, keep), copies), scores
 
 
-def check_of(of: str) -> None:
+def check_follow(follow: str) -> None:
     """Refuse to follow what does not exist.
 
     Args:
-        of: What the user named.
+        follow: What the user named.
 
     Raises:
         ArgumentError: If it is neither of the two.
     """
-    if of not in get_args(Of):
+    if follow not in get_args(Follow):
         raise ArgumentError.of(
-            "of", expected=f"one of {list(get_args(Of))}", got=repr(of), do="Choose one."
+            "follow",
+            expected=f"one of {list(get_args(Follow))}",
+            got=repr(follow),
+            do="Choose one.",
         )
 
 
@@ -242,10 +245,12 @@ def _as_explained(question: Question, scores: Attribution) -> Question:
     return dataclasses.replace(question, target=fixed, token=scores.token, position=scores.position)
 
 
-def _reading(question: Question, of: Of) -> tuple[Callable[[Tensor], Tensor], str, Question]:
+def _reading(
+    question: Question, follow: Follow
+) -> tuple[Callable[[Tensor], Tensor], str, Question]:
     one = type(question.target) in (Logit, LogProbability) and question.token is not None
     classes = question.outputs.shape[-1] if question.outputs.ndim > 1 else 1
-    if of == "target" or not one or classes < 2:
+    if follow == "target" or not one or classes < 2:
         return _as_it_is, question.unit, question
     asked = LogProbability(token=question.token)
     return torch.exp, "probability", dataclasses.replace(question, target=asked)

@@ -1,1 +1,0 @@
-"""Change a part and see what the behaviour does: interventions, patching, edges, circuits."""

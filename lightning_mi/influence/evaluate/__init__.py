@@ -1,1 +1,0 @@
-"""How far influence scores can be believed."""
