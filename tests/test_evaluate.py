@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import lightning_mi as mi
 from lightning_mi.attribution import (
+    Concentration,
     InputXGradient,
     IntegratedGradients,
     Saliency,
@@ -640,6 +641,28 @@ def test_measurements_record_what_the_functions_return() -> None:
     again = mi.measure(model, all_measurements(method), batch=batch)
     assert all(a.panel.equal(b.panel) for a, b in zip(records, again, strict=True))
     assert all("step" in r.panel.axes or r.panel.values.ndim < 3 for r in records)
+
+
+def test_the_input_that_a_method_explains_is_the_one_that_is_judged() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor, context: Tensor) -> Tensor:
+            return torch.tanh(self.a(x)) + self.b(context)
+
+    batch = {"x": torch.randn(2, 4), "context": torch.randn(2, 6), "y": torch.tensor([0, 1])}
+    model, method = Two(), InputXGradient(of="context")
+    measurements = [*all_measurements(method), Concentration(method=method, background=0.0)]
+    records = mi.measure(model, measurements, batch=batch)
+    by_name = {r.name: r.panel for r in records}
+    assert by_name["infidelity/values"].values.max() < 1e-10  # linear in this one, not in the other
+    assert by_name["infidelity/margin"].item() > 1e-3
+    scores = by_name["deletion/curve"].values[:, 0]
+    logits = model(batch["x"], batch["context"]).softmax(-1)
+    close(scores, logits[[0, 1], [0, 1]].detach(), 1e-6)
 
 
 def test_recipes_are_plain() -> None:

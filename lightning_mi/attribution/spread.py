@@ -122,15 +122,19 @@ class Concentration:
             ArgumentError: If special tokens are named and the inputs are no ids, or background
                 pixels and they are.
         """
-        from .evaluate.methods import measured  # here, because that package compares by drift
+        from .evaluate.methods import (
+            measured,
+            task_of,
+        )  # here, because that package compares by drift
 
-        scores = measured(self.method or METHOD, model, context)
+        method = self.method or METHOD
+        scores = measured(method, model, context)
         gini, entropy = concentration(scores)
         panels = {
             "gini": mean_of(gini, "gini", sign="higher is more concentrated", null=0.0),
             "entropy": mean_of(entropy, "entropy", "nats", sign="lower is more concentrated"),
         }
-        inputs = context.task.inputs(context.batch)[: len(gini)]
+        inputs = task_of(method, context.task).inputs(context.batch)[: len(gini)]
         for what, mask in self._masks(inputs).items():
             null = float(mask.double().mean())
             panels[what] = mean_of(share(scores, mask), what, null=null, of="absolute scores")

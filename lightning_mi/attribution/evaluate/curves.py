@@ -55,7 +55,7 @@ def deletion(
             ``"target"`` the target itself, as do targets that are not about one token alone.
         steps: Number q of steps.
         draws: Number of random attributions (the same scores in random order) beside it.
-        seed: Follow ties and random orders.
+        seed: Of ties and random orders.
         task: How the batch becomes outputs; None is inferred where it matters.
 
     Returns:
@@ -108,7 +108,7 @@ def insertion(
         follow: As in `deletion`.
         steps: Number of steps.
         draws: Number of random attributions beside it.
-        seed: Follow ties and random orders.
+        seed: Of ties and random orders.
         task: How the batch becomes outputs; None is inferred where it matters.
 
     Returns:
@@ -147,7 +147,7 @@ class Deletion(Removing):
         follow: What is followed.
         steps: Number of steps.
         draws: Number of random attributions.
-        seed: Follow ties and random orders.
+        seed: Of ties and random orders.
 
     Raises:
         ArgumentError: If an argument cannot be used.

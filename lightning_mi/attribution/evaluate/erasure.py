@@ -59,7 +59,7 @@ def comprehensiveness(
         follow: ``"probability"`` follows the probability of the token or class asked about,
             ``"target"`` the target itself, as do targets that are not about one token alone.
         draws: Number of random attributions beside it.
-        seed: Follow ties and random orders.
+        seed: Of ties and random orders.
         task: How the batch becomes outputs; None is inferred where it matters.
 
     Returns:
@@ -110,7 +110,7 @@ def sufficiency(
         keep: Tokens that are never removed: ids, or a boolean mask. Padding never is.
         follow: As in `comprehensiveness`.
         draws: Number of random attributions beside it.
-        seed: Follow ties and random orders.
+        seed: Of ties and random orders.
         task: How the batch becomes outputs; None is inferred where it matters.
 
     Returns:
@@ -145,7 +145,7 @@ class Comprehensiveness(Removing):
         keep: Ids of tokens that are never removed.
         follow: What is followed.
         draws: Number of random attributions.
-        seed: Follow ties and random orders.
+        seed: Of ties and random orders.
 
     Raises:
         ArgumentError: If an argument cannot be used.

@@ -62,7 +62,7 @@ def infidelity(
         explanation: An `Attribution`, a tensor of scores, or a method such as ``Saliency()``.
         target: What is asked; None asks what the explanation was about.
         change: ``"removal"`` or ``"gaussian"``.
-        scale: Follow the Gaussian changes, relative to the range of the example.
+        scale: Of the Gaussian changes, relative to the range of the example.
         samples: Number of changes.
         optimal: Scale φ by β = Σ_I (Iᵀφ)(F(x) − F(x − I)) / Σ_I (Iᵀφ)² first, for each example:
             scores that are right up to a factor then have no infidelity.
@@ -70,7 +70,7 @@ def infidelity(
         keep: Tokens that are never removed: ids, or a boolean mask. Padding never is.
         follow: ``"target"``: F is the target itself; ``"probability"`` as in `deletion`.
         draws: Number of random attributions (the same scores in random places) beside it.
-        seed: Follow changes and random attributions.
+        seed: Of changes and random attributions.
         task: How the batch becomes outputs; None is inferred where it matters.
 
     Returns:
@@ -104,14 +104,14 @@ class Infidelity(Removing):
         name: First part of the records' names.
         target: What is asked; None takes the method's.
         change: ``"removal"`` or ``"gaussian"``.
-        scale: Follow the Gaussian changes.
+        scale: Of the Gaussian changes.
         samples: Number of changes.
         optimal: Whether the scores are scaled first.
         baseline: What removed units become.
         keep: Ids of tokens that are never removed.
         follow: What F is.
         draws: Number of random attributions.
-        seed: Follow changes and random attributions.
+        seed: Of changes and random attributions.
 
     Raises:
         ArgumentError: If an argument cannot be used.

@@ -15,7 +15,7 @@ from ...task import Task
 from ..baselines import Baseline
 from ..gradients import Saliency
 from ..result import Attribution
-from .methods import matching, measured
+from .methods import matching, measured, task_of
 from .ranking import check_counts
 from .result import Evaluation
 from .stage import Follow, check_follow
@@ -41,7 +41,7 @@ class Judged:
         name: First part of the records' names.
         target: What is asked; None takes the method's target.
         draws: Number of random attributions beside it.
-        seed: Follow everything that is drawn.
+        seed: Of everything that is drawn.
 
     Raises:
         ArgumentError: If an argument cannot be used.
@@ -99,7 +99,8 @@ class Judged:
         scores = measured(method, model, context, self.target)
         target = self.target if self.target is not None else asked_of(method, scores)
         batch = matching(context.batch, scores)
-        return self.judge(model, batch, scores, target, context.task).reading()
+        task = task_of(method, context.task)
+        return self.judge(model, batch, scores, target, task).reading()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

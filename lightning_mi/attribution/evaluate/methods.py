@@ -18,6 +18,7 @@ from ...target import TargetLike
 from ...task import Task
 from ..question import Question
 from ..result import Attribution
+from ..several import InputOf
 
 __all__ = ["Explanation", "Fixed", "Method", "explained", "measured", "method_name"]
 
@@ -128,6 +129,20 @@ def measured(
     if "values" not in reading or reading["values"].axes[:1] != ("example",):
         raise _no_scores(method, reading)
     return reading["values"].values.to(context.device)
+
+
+def task_of(method: Explanation, task: Task) -> Task:
+    """Return the task whose input is the one that a method explains.
+
+    Args:
+        method: A measurement may name the input with ``of``.
+        task: Of the batch.
+
+    Returns:
+        The task itself where the main input is meant.
+    """
+    key = getattr(method, "of", None)
+    return task if not isinstance(key, str | int) else InputOf(key, task)
 
 
 def method_name(method: Explanation) -> str:

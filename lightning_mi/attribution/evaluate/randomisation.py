@@ -22,7 +22,7 @@ from ..drifting import Drift, chance_floor
 from ..result import Attribution
 from ..spread import NO_SPREAD
 from .judged import METHOD
-from .methods import Method, explained, method_name
+from .methods import Method, explained, method_name, task_of
 from .ranking import alike, check_counts
 from .renewal import layers_from_the_output, renewed
 from .result import interval
@@ -120,7 +120,7 @@ def parameter_randomisation(
         how: ``"cascade"`` keeps the layers above random, ``"independent"`` makes one layer at a
             time random.
         depth: Compare only after so many equal portions of the layers; None after every layer.
-        seed: Follow what is drawn.
+        seed: Of what is drawn.
         task: How the batch becomes outputs; None is inferred where it matters.
 
     Returns:
@@ -202,7 +202,7 @@ class ParameterRandomisation:
         target: What is asked; None takes the method's.
         how: ``"cascade"`` or ``"independent"``.
         depth: Compare after so many equal portions of the layers.
-        seed: Follow what is drawn.
+        seed: Of what is drawn.
 
     Raises:
         ArgumentError: If an argument cannot be used.
@@ -230,15 +230,16 @@ class ParameterRandomisation:
         Returns:
             Correlations, and what chance leaves.
         """
+        method = self.method or METHOD
         return parameter_randomisation(
             model,
             context.batch,
-            self.method or METHOD,
+            method,
             self.target,
             how=self.how,
             depth=self.depth,
             seed=self.seed,
-            task=context.task,
+            task=task_of(method, context.task),
         ).reading()
 
 
@@ -273,8 +274,10 @@ class RandomLabelControl:
         control = _copied(unwrapped(model))
         state = Checkpoint.load(self.checkpoint)
         load_weights(control, state.weights, Path(self.checkpoint))
+        method = self.method or METHOD
+        task = task_of(method, context.task)
         return random_label_control(
-            model, control, context.batch, self.method or METHOD, self.target, task=context.task
+            model, control, context.batch, method, self.target, task=task
         ).reading()
 
 

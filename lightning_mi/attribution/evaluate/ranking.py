@@ -25,7 +25,7 @@ def ranks(scores: Tensor, free: Tensor, seed: int) -> Tensor:
     Args:
         scores: ``[example, unit]``.
         free: Which units may be removed; the others come last.
-        seed: Follow the order among ties.
+        seed: Of the order among ties.
 
     Returns:
         Long ``[example, unit]``, from 0.
@@ -77,7 +77,7 @@ def shuffles(free: Tensor, draws: int, seed: int) -> Tensor:
     Args:
         free: Which units may be removed, ``[example, unit]``; the others keep their place.
         draws: How many orders.
-        seed: Follow their generator.
+        seed: Of their generator.
 
     Returns:
         Long ``[draw, example, unit]``: whose score each unit gets.
@@ -100,7 +100,7 @@ def beside_chance(
         stage: The model and its inputs.
         scores: ``[example, unit]``.
         draws: Number of random attributions.
-        seed: Follow their generator.
+        seed: Of their generator.
         judge: Gives anything for scores ``[example, unit]``.
 
     Returns:

@@ -47,7 +47,7 @@ def renewed(module: nn.Module, seed: int) -> None:
 
     Args:
         module: A module of a copy, never of the user's model.
-        seed: Follow what is drawn. The global generators are used: call inside `untouched`.
+        seed: Of what is drawn. The global generators are used: call inside `untouched`.
     """
     _seed(module, seed)
     reset = getattr(module, "reset_parameters", None)

@@ -53,7 +53,7 @@ def max_sensitivity(
         radius: r.
         samples: Number of δ.
         draws: Number of random attributions beside it: φ(x + δ) with its entries in random order.
-        seed: Follow δ and random orders.
+        seed: Of δ and random orders.
         task: How the batch becomes outputs; None is inferred where it matters.
 
     Returns:
@@ -113,7 +113,7 @@ class MaxSensitivity(Judged):
         radius: r.
         samples: Number of δ.
         draws: Number of random attributions.
-        seed: Follow δ and random orders.
+        seed: Of δ and random orders.
 
     Raises:
         ArgumentError: If an argument cannot be used.
