@@ -76,6 +76,20 @@ def test_slow_twin() -> None:
         )
 
 
+@pytest.mark.parametrize("levels", [2, 5, 1000])
+def test_ties_share_their_ranks(levels: int) -> None:
+    generator = torch.Generator().manual_seed(levels)
+    a, b = torch.randint(-levels, levels, (2, 6, 30), generator=generator).double()
+    found = drift(a, b)
+    for i in range(6):
+        assert found.spearman[i].item() == pytest.approx(spearman(a[i], b[i]), abs=1e-12)
+        assert found.absolute[i].item() == pytest.approx(
+            spearman(a[i].abs(), b[i].abs()), abs=1e-12
+        )
+    assert drift(t([1, 2]), t([1, 2])).spearman.isnan().all()
+    assert drift(t([1, NAN, 2]), t([1, 2, 3])).spearman.isnan().all()
+
+
 def test_pixels_are_units_where_axes_are_named() -> None:
     values = torch.randn(2, 3, 4, 5)
     axes = ("example", "channel", "y", "x")
