@@ -28,8 +28,6 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_mi import ModelError
-
 LOCAL = ("127.", "localhost", "::1", "0.0.0.0")
 
 
@@ -62,14 +60,3 @@ def seed() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Any:
-    """Skip what rests on anatomies that are found, while they have to be stated."""
-    try:
-        return (yield)
-    except ModelError as error:
-        if "has to be stated for now" in str(error):
-            pytest.skip(str(error))
-        raise

@@ -145,7 +145,7 @@ def unembedding(anatomy: Anatomy) -> Tensor:
         raise ModelError(
             "model: expected logits that are read linearly from the final stream, got an anatomy "
             f"without W_U. {' '.join(why) or 'The reader of the logits was not found.'} State it: "
-            "anatomy=Anatomy.of(model).replaced(W_U=…)."
+            "dataclasses.replace(Anatomy.of(model, batch), W_U=…, readers=…)."
         )
     return anatomy.W_U
 
@@ -171,7 +171,8 @@ class _Calls:
 
     def leaving(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self.found[name].append(list(tensors(output)))
+            # A clone, because a model may add to it in place (Falcon does).
+            self.found[name].append([t.clone() for t in tensors(output)])
 
         return hook
 

@@ -1,0 +1,150 @@
+"""Who reads the stream, and how: attentions, MLPs and the logits of a recorded pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .flow import Flow
+from .parts import Norm, Note
+from .stream import ResidualStream
+from .tape import is_equal
+
+__all__ = ["Reading", "Unembedding", "reading", "unembedding"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a part reads.
+
+    Args:
+        value: Root of what it is handed.
+        state: Root of the stream before the norm.
+        norm: The norm in between, or None.
+        module: Module whose first input is the stream.
+    """
+
+    value: int
+    state: int
+    norm: Norm | None
+    module: str | None
+
+
+@dataclass(frozen=True)
+class Unembedding:
+    """How logits are read off the stream."""
+
+    reading: Reading
+    weight: Tensor
+    bias: Tensor | None
+    softcap: float | None
+
+
+def reading(flow: Flow, stream: ResidualStream, value: int, place: int) -> Reading | None:
+    """Return what was read to make a value, or None if it is not one state of the stream.
+
+    Args:
+        flow: The recorded pass.
+        stream: The stream.
+        value: A root that was made from what was read.
+        place: When it was read: a place on the tape inside the part.
+
+    Returns:
+        The reading.
+    """
+    states = stream.states
+    normed: dict[int, tuple[Norm, int]] = {}
+    for state in states:
+        for norm, made in flow.norms_of(state):
+            if made not in states:
+                normed[made] = norm, state
+    hits = [v for v in flow.before(value, {*states, *normed}) if v in normed or v in states]
+    if len(hits) != 1:
+        return None
+    hit = hits[0]
+    if hit in normed:
+        norm, state = normed[hit]
+        return Reading(hit, state, norm, norm.module)
+    later = [s for s in stream.sums if flow.place(s) > place]
+    outside = flow.place(later[0]) if later else -2
+    return Reading(hit, hit, None, flow.module_reading(hit, place, outside))
+
+
+def unembedding(
+    flow: Flow, stream: ResidualStream, outputs: Tensor, notes: list[Note]
+) -> Unembedding | None:
+    """Return how logits come out of the stream, or note why it is unknown.
+
+    Args:
+        flow: The recorded pass.
+        stream: The stream.
+        outputs: What the model returned.
+        notes: What could not be established is added here.
+
+    Returns:
+        The unembedding.
+    """
+    number = flow.tape.find(outputs)
+    root = None if number is None else flow.root(number)
+    found = None if root is None else _logits(flow, root)
+    if found is None:
+        notes.append(Note("W_U", None, "unknown", "the outputs are no linear map of the stream"))
+        return None
+    product, softcap, factor = found
+    call = flow.call(product)
+    wide = [] if call is None else [flow.root(v) for v in call.inputs]
+    matrices = [v for v in wide if flow.is_parameter(v) and flow.tensor(v).ndim == 2]
+    read = None
+    if call is not None and len(matrices) == 1:
+        given = next((v for v in wide if not flow.is_parameter(v)), None)
+        at = reading(flow, stream, given, flow.place(product)) if given is not None else None
+        read = at if at is not None and given is not None and _is_slice(flow, given, at) else None
+    if call is None or read is None:
+        notes.append(
+            Note("W_U", None, "unknown", "more than a norm lies between the stream and the outputs")
+        )
+        return None
+    weight = flow.tensor(matrices[0])
+    weight = weight.T if call.name == "linear" else weight
+    biases = [flow.tensor(v) for v in wide if flow.is_parameter(v) and flow.tensor(v).ndim == 1]
+    bias = biases[0] * factor if biases else None
+    return Unembedding(read, weight * factor if factor != 1.0 else weight, bias, softcap)
+
+
+def _logits(flow: Flow, value: int) -> tuple[int, float | None, float] | None:
+    """Return the product that gave the logits, their soft-cap, and what they were multiplied by."""
+    softcap: float | None = None
+    factor, tanh = 1.0, False
+    for _ in range(8):
+        call = flow.call(value)
+        if call is None:
+            return None
+        if call.name in ("linear", "matmul", "__matmul__", "addmm", "mm", "bmm", "einsum"):
+            return value, softcap, factor * (softcap or 1.0)  # c·tanh(x / c)
+        terms = flow.operands(value)
+        if call.name == "tanh" and not tanh:
+            tanh, softcap, factor = True, factor, 1.0
+            value = flow.root(call.inputs[0])
+        elif len(terms) == 1:
+            factor *= terms[0][1]
+            value = terms[0][0]
+        elif call.name in ("__getitem__", "squeeze", "select", "unsqueeze"):
+            value = flow.root(call.inputs[0])
+        else:
+            return None
+    return None
+
+
+def _is_slice(flow: Flow, given: int, read: Reading) -> bool:
+    """Say whether what the logits are read from is what was read, or some positions of it."""
+    here = given
+    for _ in range(6):
+        if here == read.value:
+            return True
+        call = flow.call(here)
+        if call is None or call.name not in ("__getitem__", "select", "squeeze", "unsqueeze"):
+            break
+        here = flow.root(call.inputs[0])
+    whole, part = flow.tensor(read.value), flow.tensor(given)
+    return whole.shape == part.shape and is_equal(whole, part, 1e-6)
