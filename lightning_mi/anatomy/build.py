@@ -318,9 +318,7 @@ class _Finder:
         """Take numbers by which queries and keys are multiplied out of the matrices."""
         if layer.query_norm is not None or layer.key_norm is not None or layer.read is None:
             return found, scale
-        q = self._multiple(layer, layer.seen.q, self.flow.tape.find(layer.seen.q))
-        keys = self.flow.tape.calls[layer.place].inputs[1:2]
-        k = self._multiple(layer, layer.seen.k, keys[0] if keys else None)
+        q, k = self._multiple(layer, layer.seen.q), self._multiple(layer, layer.seen.k)
         if q == 1.0 and k == 1.0:
             return found, scale
         return (
@@ -338,12 +336,13 @@ class _Finder:
             scale * q * k,
         )
 
-    def _multiple(self, layer: Layer, seen: Tensor, number: int | None) -> float:
+    def _multiple(self, layer: Layer, seen: Tensor) -> float:
         """Return what a projection was multiplied by until it entered the kernel."""
-        if number is None or layer.read is None:
+        if layer.read is None:
             return 1.0
         batch, heads, _, width = seen.shape
-        for root in self.flow.before(number, {layer.read.value}):
+        made = self.flow.tape.calls[layer.place].outputs[0]
+        for root in self.flow.before(made, {layer.read.value}):
             call, value = self.flow.call(root), self.flow.tensor(root)
             if call is None or call.name not in ("linear", "addmm", "matmul", "__matmul__"):
                 continue
@@ -380,7 +379,9 @@ class _Finder:
             if layer is not None:
                 current = layer
                 self._add_reader(readers, main, terms, self.layers[layer].read, layer, "attention")
-            elif self.flow.place(term.value) > self.flow.place(main.base):
+            elif self._is_first(term) or self._is_cross(term):
+                continue
+            else:
                 read = reading(self.flow, main, term.value, self.flow.place(term.value))
                 self._add_reader(readers, main, terms, read, current, "mlp")
         return readers
@@ -422,7 +423,7 @@ class _Finder:
                 kind = self._kind_of_first(term)
                 label = "embed" if kind == "embed" else "pos" if kind == "position" else str(module)
                 node = Embedding() if kind == "embed" else None
-            elif current in seen:
+            elif current in seen or self._is_cross(term):
                 kind, label = "other", str(module)
             else:
                 kind, label, node = "mlp", f"MLP{current}", MLP(max(current, 0))
@@ -437,6 +438,14 @@ class _Finder:
             )  # fmt: skip
         return writers
 
+    def _is_cross(self, term: Term) -> bool:
+        """Say whether a term was written by an attention to another sequence."""
+        main = self.streams[-1]
+        fresh = set(self.flow.before(term.value, main.states - {term.value}))
+        cross = [place for site, place in self.flow.tape.sites if site.cross]
+        calls = [self.flow.tape.calls[place] for place in cross]
+        return any(self.flow.root(v) in fresh for call in calls for v in call.outputs)
+
     def _is_first(self, term: Term) -> bool:
         main = self.streams[-1]
         return self.flow.place(term.value) <= self.flow.place(main.base)
@@ -447,8 +456,17 @@ class _Finder:
         looked_up = self._looked_up(term)
         if looked_up is None:
             return "embed"
-        own = self.flow.tape.find(self.task.inputs(self.batch))
-        return "embed" if own is not None and looked_up[0] == self.flow.root(own) else "position"
+        return "embed" if looked_up[0] in self._ids() else "position"
+
+    def _ids(self) -> set[int]:
+        """Return the roots of the ids that the main stream starts with."""
+        main, own = self.streams[-1], self.flow.tape.find(self.task.inputs(self.batch))
+        looked_up = [self._looked_up(term) for term in main.terms() if self._is_first(term)]
+        rows = {found[0] for found in looked_up if found is not None}
+        if own is not None and self.flow.root(own) in rows:
+            return {self.flow.root(own)}
+        # A decoder reads ids of its own: those of the batch that do not count positions.
+        return {v for v in rows if self.flow.call(v) is None and not _counts(self.flow.tensor(v))}
 
     def _looked_up(self, term: Term) -> tuple[int, int, float] | None:
         """Return indices, table and factor, where a term is looked up in a table."""

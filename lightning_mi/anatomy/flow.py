@@ -211,21 +211,17 @@ class Flow:
     def _find_norm(self, value: int) -> tuple[Norm, int] | None:
         for module in self._returned[value]:
             own = self.modules.get(module.name)
-            if own is None or not module.inputs or next(own.children(), None) is not None:
+            if own is None or len(module.inputs) != 1 or next(own.children(), None) is not None:
                 continue
-            given = self.root(module.inputs[0][1])
+            number = module.inputs[0][1]
+            given = self.root(number)
             if given == value or isinstance(own, nn.Linear | nn.Embedding | nn.Dropout):
                 continue
             made = self.tape.values[module.outputs[0]]
-            found = norm_of(own.forward, module.name, self._laid_out(given, made), made)
+            found = norm_of(own.forward, module.name, self.tensor(number), made)
             if found is not None:
                 return found, given
         return None
-
-    def _laid_out(self, given: int, made: Tensor) -> Tensor:
-        tensor = self.tensor(given)
-        fits = tensor.numel() == made.numel() and tensor.shape != made.shape
-        return tensor.reshape(made.shape) if fits else tensor
 
     def _is_like(self, value: int, like: int) -> bool:
         """Say whether an operand has the axes of a result: it may be broadcast over some."""

@@ -99,7 +99,8 @@ def unembedding(
     if call is not None and len(matrices) == 1:
         given = next((v for v in wide if not flow.is_parameter(v)), None)
         at = reading(flow, stream, given, flow.place(product)) if given is not None else None
-        read = at if at is not None and given is not None and _is_slice(flow, given, at) else None
+        times = None if at is None or given is None else _slice_of(flow, given, at)
+        read, factor = (None, factor) if times is None else (at, factor * times)
     if call is None or read is None:
         notes.append(
             Note("W_U", None, "unknown", "more than a norm lies between the stream and the outputs")
@@ -136,15 +137,22 @@ def _logits(flow: Flow, value: int) -> tuple[int, float | None, float] | None:
     return None
 
 
-def _is_slice(flow: Flow, given: int, read: Reading) -> bool:
-    """Say whether what the logits are read from is what was read, or some positions of it."""
-    here = given
+def _slice_of(flow: Flow, given: int, read: Reading) -> float | None:
+    """Return what logits are read from as a multiple of what was read, or of some positions of it.
+
+    Returns:
+        The factor, or None if it is something else.
+    """
+    here, factor = given, 1.0
     for _ in range(6):
         if here == read.value:
-            return True
-        call = flow.call(here)
-        if call is None or call.name not in ("__getitem__", "select", "squeeze", "unsqueeze"):
+            return factor
+        call, terms = flow.call(here), flow.operands(here)
+        if len(terms) == 1:
+            here, factor = terms[0][0], factor * terms[0][1]
+        elif call is not None and call.name in ("__getitem__", "select", "squeeze", "unsqueeze"):
+            here = flow.root(call.inputs[0])
+        else:
             break
-        here = flow.root(call.inputs[0])
     whole, part = flow.tensor(read.value), flow.tensor(given)
-    return whole.shape == part.shape and is_equal(whole, part, 1e-6)
+    return 1.0 if whole.shape == part.shape and is_equal(whole, part, 1e-6) else None

@@ -74,7 +74,8 @@ class ResidualStream:
             if norm is not None:
                 yield from self._expanded(norm[1], factor, (norm[0], *through))
                 return
-        if parts and (is_first or not self._is_own_work(value)) and self._all_returned(parts):
+        splits = self._splits(value) if is_first else not self._is_own_work(value)
+        if parts and splits and (len(parts) == 2 or self._is_returned(parts[0][0])):
             for part, times in parts:
                 yield from self._expanded(part, factor * times, through)
             return
@@ -97,9 +98,15 @@ class ResidualStream:
         later = [s for s in self.sums if self.flow.place(s) > self.flow.place(value)]
         return later[0] if later else self.sums[-1]
 
-    def _all_returned(self, parts: list[tuple[int, float]]) -> bool:
-        flow = self.flow
-        return len(parts) == 2 or flow.module_returning(parts[0][0]) is not None
+    def _is_returned(self, value: int) -> bool:
+        return self.flow.module_returning(value) is not None
+
+    def _splits(self, value: int) -> bool:
+        """Say whether all terms of what the stream starts with are returned by modules."""
+        return all(
+            self._is_returned(part) or (bool(self.flow.operands(part)) and self._splits(part))
+            for part, _ in self.flow.operands(value)
+        )
 
 
 def streams(flow: Flow) -> list[ResidualStream]:
