@@ -19,6 +19,7 @@ PROMISES = (
     Promise(OURS, "limit", 1.05),
     Promise(OURS, BEST, 1.0),
     Promise(OURS, DEFAULT, 0.55),
+    Promise(ADAPTED, DEFAULT, 0.20),
     Promise(OURS, DEFAULT, 0.25, "megabytes"),
 )
 

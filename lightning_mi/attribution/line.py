@@ -34,6 +34,8 @@ class Line:
         change: F(x) − F(x′), ``[example]``.
         size: max(|F(x)|, |F(x′)|), ``[example]``.
         rows: Numbers of the examples.
+        separable: Whether examples can be stacked and left out: not where the model mixes the
+            examples of its batch, or counts on its size.
         dtype: Precision of the inputs, which the scores get back.
     """
 
@@ -63,20 +65,38 @@ class Line:
             return self._sum(alphas, weights, self.rows, 1)[rows]
         return self._sum(alphas, weights, rows, self._nodes_a_pass(len(rows)))
 
+    def sampled(self, alphas: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield F and its gradient at nodes that may differ from example to example.
+
+        Only for a path that is `separable`.
+
+        Args:
+            alphas: Nodes, ``[node, row]``, float64 on the CPU.
+            rows: For which examples, ``[row]``.
+
+        Yields:
+            For each node F ``[row]`` and ∂F/∂x ``[row, …]``, without a graph.
+        """
+        start, way = self.start[rows], self.way[rows]
+        for part in torch.split(alphas, self._nodes_a_pass(len(rows))):
+            scale = part.to(way).view(*part.shape, *[1] * (way.ndim - 1))
+            value, gradient = self._at((start + scale * way).flatten(0, 1), rows)
+            yield from zip(value.chunk(len(part)), gradient.chunk(len(part)), strict=True)
+
     def _sum(self, alphas: Tensor, weights: Tensor, rows: Tensor, many: int) -> Tensor:
         whole = len(rows) == len(self.rows)
         start, way = (self.start, self.way) if whole else (self.start[rows], self.way[rows])
         total = way.new_zeros(way.shape)  # Contiguous, whatever the form of the inputs.
         for points, weight in _portions(start, way, alphas, weights, many):
-            gradient = self._gradient(points, rows).reshape(len(weight), -1)
+            gradient = self._at(points, rows)[1].reshape(len(weight), -1)
             # In place and without a graph, so that memory stays what one pass needs.
             total.view(-1).addmv_(gradient.t(), weight)
         return total.mul_(way)
 
-    def _gradient(self, points: Tensor, rows: Tensor) -> Tensor:
+    def _at(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         leaf = points.requires_grad_()
         value = self.question(self.entry.run(leaf, rows), rows)
-        return slope(self.entry, self.question, value, (leaf,))[0]
+        return value.detach(), slope(self.entry, self.question, value, (leaf,))[0]
 
     def _nodes_a_pass(self, examples: int) -> int:
         point, output = self.start[0], self.entry.outputs[0]
