@@ -11,6 +11,7 @@ from .captum_adapter import CaptumAttribution, captum_attribution
 from .drifting import Drift, drift, drift_series
 from .grad_cam import GradCam, LayerGradCam, grad_cam, layer_grad_cam
 from .gradients import InputXGradient, Saliency, input_x_gradient, saliency
+from .layer_paths import LayerIntegratedGradients, layer_integrated_gradients
 from .occlusion import Occlusion, occlusion
 from .paths import IntegratedGradients, integrated_gradients
 from .result import Attribution
@@ -57,6 +58,8 @@ __all__ = [
     # gradients along a path
     "integrated_gradients",
     "IntegratedGradients",
+    "layer_integrated_gradients",
+    "LayerIntegratedGradients",
     # how far to believe it
     "evaluate",
     # how it moves, and where it lies

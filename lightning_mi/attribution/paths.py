@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,14 @@ from .refining import HELD, refine
 from .result import Attribution, axes_of
 from .rules import Rule, check_rule, ladder, nodes
 
-__all__ = ["IntegratedGradients", "integrated_gradients", "relative_gap"]
+__all__ = [
+    "IntegratedGradients",
+    "check_path",
+    "integrated",
+    "integrated_gradients",
+    "path_attribution",
+    "relative_gap",
+]
 
 
 def integrated_gradients(
@@ -87,20 +95,18 @@ def integrated_gradients(
         >>> scores.converged.tolist()
         [True]
     """
-    _check(rule, steps, tolerance, max_steps)
+    check_path(rule, steps, tolerance, max_steps)
     with asking(model, inputs, target, task, graph=False) as (entry, question):
         line = Line(entry, question, baseline_point(entry, baseline, keep))
-        scores, used, gap = _integrated(line, rule, steps, tolerance, max_steps)
+        found = integrated(line, rule, steps, tolerance, max_steps)
         tokens = entry.is_tokens
-        return Attribution(
-            values=(scores.sum(-1) if tokens else scores).to(line.dtype),
-            method="integrated_gradients",
+        return path_attribution(
+            "integrated_gradients",
+            line,
+            (found[0].sum(-1) if tokens else found[0], *found),
+            tolerance,
             axes=axes_of(entry.inputs.shape, tokens=tokens, reduced=False),
-            target=line.end,
-            unit=question.unit,
             ids=entry.inputs if tokens else None,
-            position=question.position,
-            token=question.token,
             convention={
                 "rule": rule,
                 "tolerance": tolerance,
@@ -110,11 +116,6 @@ def integrated_gradients(
                 "of": "word embedding" if tokens else "inputs",
                 **recipe(target, question),
             },
-            gap=gap,
-            delta=_total(scores) - line.change,
-            output_change=line.change,
-            steps=used,
-            converged=gap.abs() <= tolerance,
         )
 
 
@@ -151,7 +152,7 @@ class IntegratedGradients:
 
     def __post_init__(self) -> None:
         """Check what can be checked before there is a model."""
-        _check(self.rule, self.steps, self.tolerance, self.max_steps)
+        check_path(self.rule, self.steps, self.tolerance, self.max_steps)
         check_examples(self.examples)
 
     def attribution(self, model: nn.Module, context: Context) -> Attribution:
@@ -222,17 +223,69 @@ def relative_gap(scores: Tensor, change: Tensor, size: Tensor) -> Tensor:
     return delta / torch.maximum(change.abs(), guard).clamp(min=least)
 
 
-def _integrated(
+def path_attribution(
+    method: str,
+    line: Line,
+    found: tuple[Tensor, Tensor, Tensor, Tensor],
+    tolerance: float,
+    *,
+    axes: tuple[str, ...],
+    ids: Tensor | None,
+    convention: Mapping[str, Any],
+) -> Attribution:
+    """Return the scores of a path together with how well they add up.
+
+    Args:
+        method: Name of the method.
+        line: The path.
+        found: Scores as they are shown, scores of every component, nodes used and gap.
+        tolerance: Largest |gap| that counts as converged.
+        axes: Names of the axes of the scores.
+        ids: Token ids, where the scores belong to them.
+        convention: What is needed to read the scores.
+
+    Returns:
+        The attribution.
+    """
+    values, scores, used, gap = found
+    return Attribution(
+        values=values.to(line.dtype),
+        method=method,
+        axes=axes,
+        target=line.end,
+        unit=line.question.unit,
+        ids=ids,
+        position=line.question.position,
+        token=line.question.token,
+        convention=convention,
+        gap=gap,
+        delta=_total(scores) - line.change,
+        output_change=line.change,
+        steps=used,
+        converged=gap.abs() <= tolerance,
+    )
+
+
+def integrated(
     line: Line, rule: Rule, steps: int | None, tolerance: float, max_steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return scores, nodes used and gap, with the nodes that were asked for or adapted ones."""
+    """Integrate along a path with the nodes that are asked for, or with adapted ones.
+
+    Args:
+        line: The path.
+        rule: Quadrature rule.
+        steps: Number of nodes; None adapts it.
+        tolerance: Largest |gap| at which an example is done.
+        max_steps: Most nodes of the adaptive form.
+
+    Returns:
+        Scores ``[example, …]``, nodes used and gap, ``[example]``.
+    """
     found = torch.zeros_like(line.start), torch.zeros_like(line.rows), torch.zeros_like(line.end)
     rungs = [steps] if steps is not None else ladder(max_steps)
     if steps is None and rule == "gauss-legendre" and line.separable:
         found = refine(line, min(max_steps, HELD), tolerance, functools.partial(_gap, line))
         rungs = [n for n in rungs if n > HELD]
-        if not rungs or bool((found[2].abs() <= tolerance).all()):
-            return found
     return _climb(line, rule, rungs, tolerance, found)
 
 
@@ -247,12 +300,12 @@ def _climb(
     scores, used, gap = found
     left = line.rows[(used == 0) | ((gap.abs() > tolerance) & gap.isfinite())]
     for steps in rungs:
+        if not len(left):
+            break
         alphas, weights = nodes(rule, steps)
         scores[left] = line.integrate(alphas, weights, left)
         used[left], gap[left] = steps, _gap(line, scores[left], left)
         left = left[gap[left].abs() > tolerance]  # More nodes do not mend NaN.
-        if not len(left):
-            break
     return scores, used, gap
 
 
@@ -264,7 +317,18 @@ def _total(scores: Tensor) -> Tensor:
     return scores.reshape(len(scores), -1).sum(1)
 
 
-def _check(rule: Rule, steps: int | None, tolerance: float, max_steps: int) -> None:
+def check_path(rule: Rule, steps: int | None, tolerance: float, max_steps: int) -> None:
+    """Refuse arguments of a path method that cannot be used.
+
+    Args:
+        rule: Quadrature rule.
+        steps: Number of nodes; None adapts it.
+        tolerance: Largest |gap| that counts as converged.
+        max_steps: Most nodes of the adaptive form.
+
+    Raises:
+        ArgumentError: If one of them cannot be used.
+    """
     check_rule(rule, steps if steps is not None else max_steps)
     if not isinstance(tolerance, int | float) or not tolerance >= 0:
         raise ArgumentError.of(
