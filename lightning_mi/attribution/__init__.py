@@ -9,8 +9,10 @@ from __future__ import annotations
 from . import evaluate
 from .captum_adapter import CaptumAttribution, captum_attribution
 from .drifting import Drift, drift, drift_series
+from .expected import ExpectedGradients, expected_gradients
 from .grad_cam import GradCam, LayerGradCam, grad_cam, layer_grad_cam
 from .gradients import InputXGradient, Saliency, input_x_gradient, saliency
+from .idgi import Idgi, idgi
 from .layer_paths import LayerIntegratedGradients, layer_integrated_gradients
 from .occlusion import Occlusion, occlusion
 from .paths import IntegratedGradients, integrated_gradients
@@ -60,6 +62,10 @@ __all__ = [
     "IntegratedGradients",
     "layer_integrated_gradients",
     "LayerIntegratedGradients",
+    "expected_gradients",
+    "ExpectedGradients",
+    "idgi",
+    "Idgi",
     # how far to believe it
     "evaluate",
     # how it moves, and where it lies

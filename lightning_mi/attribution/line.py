@@ -68,17 +68,16 @@ class Line:
     def sampled(self, alphas: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield F and its gradient at nodes that may differ from example to example.
 
-        Only for a path that is `separable`.
-
         Args:
             alphas: Nodes, ``[node, row]``, float64 on the CPU.
-            rows: For which examples, ``[row]``.
+            rows: For which examples, ``[row]``; all of them if the path is not `separable`.
 
         Yields:
             For each node F ``[row]`` and ∂F/∂x ``[row, …]``, without a graph.
         """
         start, way = self.start[rows], self.way[rows]
-        for part in torch.split(alphas, self._nodes_a_pass(len(rows))):
+        many = self._nodes_a_pass(len(rows)) if self.separable else 1
+        for part in torch.split(alphas, many):
             scale = part.to(way).view(*part.shape, *[1] * (way.ndim - 1))
             value, gradient = self._at((start + scale * way).flatten(0, 1), rows)
             yield from zip(value.chunk(len(part)), gradient.chunk(len(part)), strict=True)

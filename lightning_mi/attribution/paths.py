@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ __all__ = [
     "integrated_gradients",
     "path_attribution",
     "relative_gap",
+    "with_gap",
 ]
 
 
@@ -262,6 +264,34 @@ def path_attribution(
         delta=_total(scores) - line.change,
         output_change=line.change,
         steps=used,
+        converged=gap.abs() <= tolerance,
+    )
+
+
+def with_gap(
+    found: Attribution, scores: Tensor, begin: Tensor, size: Tensor, steps: int, tolerance: float
+) -> Attribution:
+    """Add how well scores add up.
+
+    Args:
+        found: The attribution.
+        scores: Scores of every component, in the precision of the sums.
+        begin: F where the path begins, ``[example]``.
+        size: The largest |F| there, ``[example]``.
+        steps: Number of nodes.
+        tolerance: Largest |gap| that counts as converged.
+
+    Returns:
+        The attribution with ``gap``, ``delta``, ``output_change``, ``steps`` and ``converged``.
+    """
+    change = found.target - begin
+    gap = relative_gap(scores, change, torch.maximum(size, found.target.abs()))
+    return dataclasses.replace(
+        found,
+        gap=gap,
+        delta=_total(scores) - change,
+        output_change=change,
+        steps=torch.full((len(gap),), steps, device=gap.device),
         converged=gap.abs() <= tolerance,
     )
 
