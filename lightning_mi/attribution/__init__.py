@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from . import evaluate
 from .captum_adapter import CaptumAttribution, captum_attribution
+from .discretized import DiscretizedIntegratedGradients, discretized_integrated_gradients
 from .drifting import Drift, drift, drift_series
 from .expected import ExpectedGradients, expected_gradients
 from .grad_cam import GradCam, LayerGradCam, grad_cam, layer_grad_cam
@@ -66,6 +67,8 @@ __all__ = [
     "ExpectedGradients",
     "idgi",
     "Idgi",
+    "discretized_integrated_gradients",
+    "DiscretizedIntegratedGradients",
     # how far to believe it
     "evaluate",
     # how it moves, and where it lies
