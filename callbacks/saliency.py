@@ -10,9 +10,13 @@ from typing import Any, Literal
 
 from ..attribution import (
     CaptumAttribution,
+    DiscretizedIntegratedGradients,
+    ExpectedGradients,
     GradCam,
+    Idgi,
     InputXGradient,
     LayerGradCam,
+    LayerIntegratedGradients,
     Occlusion,
     Saliency,
     SmoothGrad,
@@ -36,6 +40,10 @@ METHODS: Mapping[str, type[Attributed]] = {
     "grad_cam": GradCam,
     "layer_grad_cam": LayerGradCam,
     "occlusion": Occlusion,
+    "layer_integrated_gradients": LayerIntegratedGradients,
+    "expected_gradients": ExpectedGradients,
+    "idgi": Idgi,
+    "discretized_integrated_gradients": DiscretizedIntegratedGradients,
 }
 
 
@@ -53,7 +61,9 @@ class SaliencyMonitor(MeasurementMonitor):
     Args:
         method: ``"saliency"``, ``"input_x_gradient"``, ``"smooth_grad"``,
             ``"smooth_grad_squared"``, ``"var_grad"``, ``"grad_cam"``, ``"layer_grad_cam"``,
-            ``"occlusion"``, or the name of a class in ``captum.attr``.
+            ``"occlusion"``, ``"layer_integrated_gradients"``, ``"expected_gradients"``,
+            ``"idgi"``, ``"discretized_integrated_gradients"``, or the name of a class in
+            ``captum.attr``. `IntegratedGradientsMonitor` has the options of integrated gradients.
         options: Further arguments of the method's measurement, for example of
             `lightning_mi.attribution.SmoothGrad`; for captum captum's own, by name.
         layer: Name of a layer, for the methods that have one.
@@ -143,7 +153,13 @@ def _chosen(
             do="Classes of captum begin with a capital: DeepLift.",
         )
     cls = METHODS[method]
+    needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
     own = {f.name for f in dataclasses.fields(cls)} - {"target", "examples"}
+    for name in needed:
+        if name not in (*given, *options):
+            raise ArgumentError.of(
+                name, expected=f"a value, as {method} needs one", got="nothing", do="Pass it."
+            )
     for name in (*given, *options):
         if name not in own:
             raise _misfit(name, method, sorted(own))

@@ -60,6 +60,10 @@ class Entry:
     leaves: tuple[Tensor, ...]
     outputs: Tensor
     lookups: tuple[Lookup, ...] = ()
+    head: nn.Linear | None = None
+    """Where outputs ``[example, position, token]`` come from a linear map of each position: it."""
+    reads: Tensor | None = None
+    """The only position of each example that the head shall answer at in `run`; None: all."""
 
     @property
     def is_tokens(self) -> bool:
@@ -102,15 +106,44 @@ class Entry:
             rows: Which examples of the batch these are, ``[row]``.
 
         Returns:
-            Outputs, as many as points.
+            Outputs, as many as points, at the position that is read or at all of them.
         """
-        copies = len(points) // len(rows)
-        batch = self._batch(rows.repeat(copies))
-        if not self.is_tokens:
-            points = points.to(self.inputs.dtype)
-            return self.task.outputs(self.model, self.task.with_inputs(batch, points))
-        with self._exchanged(self.task.inputs(batch), points):
-            return self.task.outputs(self.model, batch)
+        chosen = rows.repeat(len(points) // len(rows))
+        batch = self._batch(chosen)
+        with self.narrowed(chosen):
+            if not self.is_tokens:
+                points = points.to(self.inputs.dtype)
+                return self.task.outputs(self.model, self.task.with_inputs(batch, points))
+            with self._exchanged(self.task.inputs(batch), points):
+                return self.task.outputs(self.model, batch)
+
+    @contextmanager
+    def narrowed(self, chosen: Tensor) -> Iterator[None]:
+        """Hand the head one position of each example only, where only that one is read.
+
+        Args:
+            chosen: The example of each row.
+
+        Yields:
+            Nothing.
+        """
+        if self.head is None or self.reads is None:
+            yield
+            return
+        at = self.reads.to(chosen.device)[chosen]
+
+        def hook(module: nn.Module, args: Any) -> Any:
+            hidden = args[0] if args else None
+            if not isinstance(hidden, Tensor) or hidden.ndim != 3 or len(hidden) != len(at):
+                return None
+            here = torch.arange(len(at), device=hidden.device)
+            return (hidden[here, at.to(hidden.device)][:, None], *args[1:])
+
+        handle = self.head.register_forward_pre_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _batch(self, rows: Tensor) -> Any:
         size = len(self.inputs)
@@ -166,7 +199,7 @@ def enter(model: nn.Module, batch: Any, task: Task, *, graph: bool) -> Entry:
     """
     inputs = task.inputs(batch)
     _check_inputs(model, inputs)
-    with torch.set_grad_enabled(graph):
+    with torch.set_grad_enabled(graph), _linear_maps(model) as maps:
         if inputs.is_floating_point():
             leaf = inputs.as_subclass(Tensor).detach().requires_grad_(graph)
             outputs = task.outputs(model, task.with_inputs(batch, leaf))
@@ -179,7 +212,31 @@ def enter(model: nn.Module, batch: Any, task: Task, *, graph: bool) -> Entry:
             f"shape {tuple(entry.outputs.shape)}. Pass a Task whose outputs(model, batch) returns "
             "examples first, or inputs of which one row is one example."
         )
+    entry.head = _head(maps, entry.outputs)
     return entry
+
+
+@contextmanager
+def _linear_maps(model: nn.Module) -> Iterator[list[tuple[nn.Linear, int, torch.Size]]]:
+    """Note what linear maps put out: where it lies and its form, so that nothing is kept alive."""
+    noted: list[tuple[nn.Linear, int, torch.Size]] = []
+
+    def hook(module: Any, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 3:
+            noted.append((module, output.data_ptr(), output.shape))
+
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    handles = [m.register_forward_hook(hook) for m in linear]
+    try:
+        yield noted
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _head(maps: list[tuple[nn.Linear, int, torch.Size]], outputs: Tensor) -> nn.Linear | None:
+    ends = (outputs.data_ptr(), outputs.shape)
+    return next((m for m, place, shape in reversed(maps) if (place, shape) == ends), None)
 
 
 def _enter_tokens(model: nn.Module, batch: Any, task: Task, graph: bool) -> Entry:

@@ -56,7 +56,7 @@ class Inner(Entry):
 
         handle = self.layer.register_forward_hook(hook)
         try:
-            with _handed_out(self.below, chosen):
+            with _handed_out(self.below, chosen), self.narrowed(chosen):
                 return self.task.outputs(self.model, self._batch(chosen))
         finally:
             handle.remove()
@@ -85,7 +85,9 @@ def inside(
             here = _output(entry, layer, name, entry.point)
         there = _output(entry, layer, name, start).to(here)
         inner = Inner(
-            entry.model, entry.task, entry.batch, entry.inputs, (here,), entry.outputs, layer=layer
+            *(entry.model, entry.task, entry.batch, entry.inputs, (here,), entry.outputs),
+            head=None if entry.head is layer else entry.head,
+            layer=layer,
         )
         inner.below = dict(below)
         if not _agrees(inner, question, here, there):

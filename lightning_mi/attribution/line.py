@@ -46,7 +46,7 @@ class Line:
         self.way = widened(point) - start
         self.rows = everything(entry)
         self.end = question(entry.outputs, self.rows)
-        begin = self._begin(widened(point))
+        begin = self._narrowed_begin(widened(point))
         self.change = self.end - begin
         self.size = torch.maximum(self.end.abs(), begin.abs())
 
@@ -102,6 +102,19 @@ class Line:
         held = point.numel() * point.element_size() + output.numel() * output.element_size()
         portion = PORTION.get(point.device.type, PORTION["cpu"])
         return max(1, portion // (held * examples))
+
+    def _narrowed_begin(self, point: Tensor) -> Tensor:
+        """Return F(x′), and find out whether it is enough to unembed the position that is read."""
+        self.entry.reads = self.question.reads if self.entry.head is not None else None
+        if self.entry.reads is not None:
+            try:
+                begin = self._begin(point)
+                if self.separable:  # So the target at the inputs is what it was.
+                    return begin
+            except (RuntimeError, ValueError, IndexError, TypeError, AttributeError):
+                pass  # The model goes on with its logits, and wants all of them.
+            self.entry.reads = None
+        return self._begin(point)
 
     @torch.no_grad()
     def _begin(self, point: Tensor) -> Tensor:

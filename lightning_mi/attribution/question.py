@@ -46,6 +46,12 @@ class Question:
             return "logits"
         return "nats" if type(self.target) in (LogProbability, Margin) else "1"
 
+    @property
+    def reads(self) -> Tensor | None:
+        """The one position of each example that counts, where there are several; else None."""
+        one = self.token is not None and isinstance(self.target, Logit)
+        return self.position if one and self.outputs.ndim == 3 else None
+
     def __call__(self, outputs: Tensor, rows: Tensor) -> Tensor:
         """Return the target's value.
 
@@ -78,6 +84,8 @@ class Question:
     def _read(self, outputs: Tensor, rows: Tensor) -> Tensor:
         if self.position is None:
             return outputs if outputs.ndim == 2 else outputs.reshape(-1, 1)
+        if outputs.shape[1] == 1:  # Only the position that is read was computed.
+            return outputs[:, 0]
         return outputs[torch.arange(len(rows), device=rows.device), self.position[rows]]
 
 
