@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_mi.attribution import Attribution, IntegratedGradients, integrated_gradients
 from lightning_mi.attribution.refining import HELD
+from lightning_mi.target import Probability
 
 
 def relu_net(sizes: tuple[int, ...] = (20, 64, 64, 3)) -> nn.Sequential:
@@ -214,3 +215,23 @@ def test_measurement_of_few_nodes_refines_them() -> None:
     fixed = integrated_gradients(model, x, 0, steps=12)
     assert float(gaps(adapted).median()) < float(gaps(fixed).median())
     assert max(steps(adapted)) <= 12
+
+
+def test_saturated_probability_is_warned_of_and_the_logit_offered() -> None:
+    model, x = nn.Linear(2, 2), torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    model.weight.data.copy_(torch.tensor([[20.0, 20.0], [0.0, 0.0]]))
+    model.bias.data.zero_()
+    with pytest.warns(UserWarning, match=r"1 of 2 probabilities .* target=Logit"):
+        found = integrated_gradients(model, x, Probability(0))
+    # From an even chance to certainty; the path still shares it in full.
+    close(found.values.sum(1), torch.tensor([0.5, 0.0]), 5e-3)
+
+
+def test_probability_keeps_its_class_on_the_way() -> None:
+    # At the baseline the model would answer 1, at the inputs it answers 0: asked about is 0.
+    model, x = nn.Linear(1, 2), torch.tensor([[1.0]])
+    model.weight.data.copy_(torch.tensor([[3.0], [0.0]]))
+    model.bias.data.copy_(torch.tensor([-1.0, 0.0]))
+    found = integrated_gradients(model, x, Probability())
+    expected = torch.sigmoid(torch.tensor([[2.0]])) - torch.sigmoid(torch.tensor([[-1.0]]))
+    close(found.values, expected, 1e-4)

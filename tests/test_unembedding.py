@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import cases
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import lightning_mi as mi
 from lightning_mi.attribution import integrated_gradients, layer_integrated_gradients
 from lightning_mi.errors import ArgumentError
 
@@ -143,3 +145,16 @@ def test_a_method_that_needs_a_layer_says_so() -> None:
         SaliencyMonitor(method="layer_integrated_gradients")
     SaliencyMonitor(method="layer_integrated_gradients", layer="layer")
     SaliencyMonitor(method="idgi", options={"steps": 4})
+
+
+def test_path_methods_run_while_a_model_trains(tmp_path: Any) -> None:
+    from lightning_mi.callbacks import SaliencyMonitor
+
+    names = ["expected_gradients", "idgi", "discretized_integrated_gradients"]
+    monitors = [SaliencyMonitor(method=name, examples=2) for name in names]
+    trainer = cases.trainer(callbacks=monitors, default_root_dir=tmp_path, max_steps=2)
+    trainer.fit(cases.language_model(), *cases.loaders())
+    run = mi.Run.open(tmp_path)
+    for name in names:
+        assert run.dataset(name)["values"].dims == ("step", "example", "position")
+        assert "gap" in run.dataset(name)

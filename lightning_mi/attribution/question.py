@@ -7,6 +7,7 @@ logit of the answer". So tokens, positions and rivals are read once, at the inpu
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,23 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..target import Logit, LogitDifference, LogProbability, Margin, Target, positions, select
+from ..target import (
+    Logit,
+    LogitDifference,
+    LogProbability,
+    Margin,
+    Probability,
+    Target,
+    positions,
+    select,
+)
 
 __all__ = ["Question", "ask"]
 
-LOGITS = (Logit, LogProbability, Margin, LogitDifference)
+LOGITS = (Logit, LogProbability, Probability, Margin, LogitDifference)
+
+SATURATED = 1e-3
+"""Distance from 0 or 1 at which a probability hardly moves any more."""
 
 
 @dataclass(eq=False)
@@ -118,7 +131,10 @@ def ask(target: Target, outputs: Tensor, batch: Any) -> Question:
     fixed = dataclasses.replace(target, token=token, task=None)
     if isinstance(fixed, LogitDifference):
         fixed = dataclasses.replace(fixed, other=_rivals(logits, token, fixed.other))
-    return Question(fixed, batch, plain, position, token)
+    question = Question(fixed, batch, plain, position, token)
+    if isinstance(target, Probability):
+        _warn_if_saturated(question)
+    return question
 
 
 def widened(values: Tensor) -> Tensor:
@@ -131,6 +147,19 @@ def widened(values: Tensor) -> Tensor:
         Float32 or float64.
     """
     return values.float() if values.element_size() < 4 else values
+
+
+def _warn_if_saturated(question: Question) -> None:
+    plain = question.outputs
+    value = question(plain, torch.arange(len(plain), device=plain.device))
+    flat = (value - value.round()).abs() < SATURATED
+    if bool(flat.any()):
+        warnings.warn(
+            f"target: {int(flat.sum())} of {len(flat)} probabilities are within {SATURATED:g} of 0 "
+            "or 1, where gradients vanish. Pass target=Logit(…) or LogitDifference(…) instead.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _rivals(logits: Tensor, token: Tensor, other: int | Tensor | None) -> Tensor:

@@ -22,6 +22,8 @@ WRITTEN = {
     "smooth_grad": "SmoothGrad",
     "smooth_grad_squared": "SmoothGrad²",
     "var_grad": "VarGrad",
+    "idgi": "IDGI",
+    "discretized_integrated_gradients": "discretised integrated gradients",
 }
 """Names that their papers write in a way of their own."""
 
