@@ -454,8 +454,8 @@ class _Finder:
         if self.flow.call(term.value) is None:
             return "position"
         looked_up = self._looked_up(term)
-        if looked_up is None:
-            return "embed"
+        if looked_up is None:  # Patches of an image, or positions that are cut out of a table.
+            return "position" if self._ids() else "embed"
         return "embed" if looked_up[0] in self._ids() else "position"
 
     def _ids(self) -> set[int]:

@@ -211,7 +211,8 @@ class Flow:
     def _find_norm(self, value: int) -> tuple[Norm, int] | None:
         for module in self._returned[value]:
             own = self.modules.get(module.name)
-            if own is None or len(module.inputs) != 1 or next(own.children(), None) is not None:
+            # A norm has gains and biases at most; it may be wrapped, as TransformerLens does.
+            if own is None or len(module.inputs) != 1 or any(p.ndim > 1 for p in own.parameters()):
                 continue
             number = module.inputs[0][1]
             given = self.root(number)
