@@ -13,7 +13,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
-from .batch import main_input, moved, tree_map
+from .batch import attention_mask_of, main_input, moved, tree_map
+from .characteristic import Characteristic
 from .errors import ArgumentError
 from .target import LogitDifference, Target, TargetLike, as_target
 
@@ -41,6 +42,9 @@ class Behavior:
         groups: Kind of each example (template, class), ``[example]``; completeness is also asked
             for each group.
         texts: Clean and corrupted prompts as text, for people.
+        margin: What is above zero where the model is right; None takes the answer's logit against
+            ``wrong``, else against the best of all others.
+        characteristics: What else should be true of whoever does it in the way that is claimed.
 
     Raises:
         ArgumentError: If clean and corrupted prompts cannot be compared position by position.
@@ -61,6 +65,8 @@ class Behavior:
     wrong: Tensor | None = None
     groups: Tensor | None = None
     texts: Sequence[tuple[str, str]] = ()
+    margin: TargetLike = None
+    characteristics: Sequence[Characteristic] = ()
 
     def __post_init__(self) -> None:
         """Check that the two batches can be compared position by position."""
@@ -104,13 +110,34 @@ class Behavior:
         Returns:
             Shape ``[example]``.
         """
-        question = self.question
-        if isinstance(question, LogitDifference):
-            question = _on(question, outputs.device)
-        return question(outputs, self.clean)
+        return _asked(self.question, outputs, self.clean)
+
+    def correct(self, outputs: Tensor) -> Tensor:
+        """Return where the model is right, judged as `metric` judges: by the clean answers.
+
+        Args:
+            outputs: The model's outputs, a row for each example.
+
+        Returns:
+            Booleans ``[example]``. A tie is wrong.
+
+        Raises:
+            ArgumentError: If neither ``margin`` nor ``answers`` says what is right.
+        """
+        margin = self.margin
+        if margin is None and self.answers is None:
+            raise ArgumentError.of(
+                "margin",
+                expected="a target that is above zero where the model is right, or answers",
+                got="neither",
+                do=f"Make {self.name!r} with answers=… or margin=….",
+            )
+        if margin is None:
+            margin = LogitDifference(self.answers, other=self.wrong)
+        return _asked(as_target(margin), outputs, self.clean) > 0
 
     def where(self, name: str) -> Tensor:
-        """Return a position of interest for each example.
+        """Return a position of interest for each example; −1 is the last that is not padding.
 
         Args:
             name: Its name.
@@ -130,7 +157,12 @@ class Behavior:
             )
         inputs = main_input(self.clean)
         given = torch.as_tensor(self.positions[name]).expand(len(self)).long()
-        return torch.where(given < 0, given + inputs.shape[1], given)
+        mask = attention_mask_of(self.clean)
+        length = torch.full_like(given, inputs.shape[1])
+        if mask is not None:
+            steps = torch.arange(mask.shape[1], device=mask.device)
+            length = (torch.where(mask.bool(), steps, -1).amax(1) + 1).to(given)
+        return torch.where(given < 0, given + length, given)
 
     def select(self, indices: Sequence[int] | Tensor) -> Behavior:
         """Return some of the pairs, in the order asked for.
@@ -157,6 +189,7 @@ class Behavior:
             clean=tree_map(pick, self.clean),
             corrupted=tree_map(pick, self.corrupted),
             target=_picked(self.target, pick),
+            margin=_picked(self.margin, pick),
             positions=positions,
             answers=pick(self.answers),
             wrong=pick(self.wrong),
@@ -204,6 +237,7 @@ class Behavior:
             clean=moved(self.clean, place),
             corrupted=moved(self.corrupted, place),
             target=_picked(self.target, move),
+            margin=_picked(self.margin, move),
             answers=move(self.answers),
             wrong=move(self.wrong),
             groups=move(self.groups),
@@ -246,11 +280,12 @@ def as_behavior(behavior: BehaviorLike) -> Behavior:
     )
 
 
-def _on(question: LogitDifference, device: torch.device) -> LogitDifference:
-    def move(value: Any) -> Any:
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    return dataclasses.replace(question, token=move(question.token), other=move(question.other))
+def _asked(question: Target, outputs: Tensor, batch: Any) -> Tensor:
+    """Ask a target whose tensors, and whose padding mask, may lie on another device."""
+    place = outputs.device
+    batch = moved(batch, place) if attention_mask_of(batch) is not None else batch
+    here: Target = _picked(question, lambda v: v.to(place) if isinstance(v, Tensor) else v)
+    return here(outputs, batch)
 
 
 def _picked(target: Any, pick: Callable[[Any], Any]) -> Any:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..behavior import Behavior
+from ..characteristic import Characteristic, Expectation
+from ..errors import ArgumentError
+from .metrics import Metric
 from .prompts import Pair, gathered
 
 __all__ = ["IndirectObject"]
@@ -29,6 +33,8 @@ TEMPLATES = (
 )
 """What is said before the name that is repeated, and after it."""
 
+ORDERS = ("both", "receiver_first", "giver_first")
+
 
 @dataclass(frozen=True)
 class IndirectObject:
@@ -43,24 +49,59 @@ class IndirectObject:
     ``last``.
 
     Args:
-        tokenizer: See `prompts.encoder`; names that are several tokens are left out.
+        tokenizer: See `encoding.encoder`; names that are several tokens are left out.
         pairs: Number of pairs.
         corruption: ``"swap"`` repeats the other name, so that the answers change places;
             ``"other"`` repeats nobody: the subject becomes a third name, and the answers are
             equally likely.
-        metric: What is compared; one of `prompts.METRICS`.
+        order: Who is named first: half and half, always the receiver, or always the giver.
+        metric: What is compared; one of `metrics.METRICS`.
         names: Names to draw from.
         prefix: Ids in front of every prompt.
         seed: Seed of the draw.
+
+    Raises:
+        ArgumentError: If corruption or order has another name.
     """
 
     tokenizer: Any
     pairs: int = 16
     corruption: Literal["swap", "other"] = "swap"
-    metric: str = "logit_difference"
+    order: Literal["both", "receiver_first", "giver_first"] = "both"
+    metric: Metric = "logit_difference"
     names: tuple[str, ...] = NAMES
     prefix: tuple[int, ...] = ()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the names of the choices."""
+        allowed = {"corruption": ("swap", "other"), "order": ORDERS}
+        for name, choices in allowed.items():
+            if getattr(self, name) not in choices:
+                raise ArgumentError.of(
+                    name, expected=f"one of {choices}", got=repr(getattr(self, name)), do="Choose."
+                )
+
+    def characteristics(self) -> tuple[Characteristic, ...]:
+        """Return what is testable: whoever is named first, the answer is the receiver.
+
+        Returns:
+            ``order_insensitivity``: accuracies of the two orders within .15, each above .5.
+        """
+        first = dataclasses.replace(self, order="receiver_first")
+        second = dataclasses.replace(self, order="giver_first")
+        return (
+            Characteristic(
+                "order_insensitivity",
+                "The receiver is found by not being repeated, not by the place of the name.",
+                {"receiver_first": first, "giver_first": second},
+                (
+                    Expectation("receiver_first", "near", "giver_first", 0.15),
+                    Expectation("receiver_first", "above", 0.5),
+                    Expectation("giver_first", "above", 0.5),
+                ),
+            ),
+        )
 
     def behavior(self) -> Behavior:
         """Return the prompts.
@@ -75,12 +116,15 @@ class IndirectObject:
             self.pairs,
             prefix=self.prefix,
             metric=self.metric,
+            characteristics=self.characteristics(),
         )
 
     def _candidates(self) -> Iterator[Pair]:
         draw = random.Random(self.seed)
         for number in range(64 * self.pairs):
             kind, flipped = number % len(TEMPLATES), number // len(TEMPLATES) % 2
+            if self.order != "both":
+                flipped = int(self.order == "receiver_first")
             receiver, giver, third = draw.sample(self.names, 3)
             words = {"place": draw.choice(PLACES), "thing": draw.choice(THINGS)}
             words["verb"] = draw.choice(VERBS)

@@ -1,31 +1,36 @@
-"""Prompts out of pieces: encoded by any tokenizer, equally long, with the place of every piece."""
+"""Prompts out of pieces: encoded by any tokenizer, with the place of every piece."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from ..behavior import Behavior
+from ..characteristic import Characteristic
 from ..errors import ArgumentError
-from ..target import LogitDifference, Probability, Rank, TargetLike
-from ..target import LogProbability as LogProb
+from .encoding import Encode, encoder
+from .metrics import METRICS, AnyOf, metric_of
 
 __all__ = ["METRICS", "Encode", "Pair", "Pieces", "encoder", "gathered", "metric_of"]
 
-Encode: TypeAlias = Callable[[str], list[int]]
 Pieces: TypeAlias = Sequence["tuple[str, str] | str"]
 """Texts in order; those that have a place of interest stand beside its name."""
 
-METRICS = ("logit_difference", "log_probability", "probability", "loss", "rank")
+Answers: TypeAlias = str | Sequence[str]
+"""What goes on after a prompt; several where any of them will do."""
 
 
 @dataclass
 class Pair:
     """A clean prompt, its corrupted twin, and what each of them asks for.
+
+    A named piece gives a position of interest: that of its last token, or with a name
+    ``"first|last"`` two of them.
 
     Args:
         clean: Pieces of the clean prompt.
@@ -33,13 +38,15 @@ class Pair:
         answer: Text that goes on after the clean prompt.
         wrong: Text that goes on after the corrupted one.
         group: Kind of the prompt.
+        key: Only one pair of each key is taken; "" means that any number is.
     """
 
     clean: Pieces
     corrupted: Pieces
-    answer: str
-    wrong: str
+    answer: Answers
+    wrong: Answers
     group: int = 0
+    key: str = ""
 
 
 @dataclass
@@ -49,50 +56,25 @@ class Encoded:
     pair: Pair
     clean: list[int]
     corrupted: list[int]
-    answer: int
-    wrong: int
+    answer: list[int]
+    wrong: list[int]
     places: dict[str, int] = field(default_factory=dict)
 
 
-def encoder(tokenizer: Any) -> Encode:
-    """Return what turns text into ids, without special tokens.
-
-    Args:
-        tokenizer: A tokenizer of transformers or tokenizers, a function ``text -> ids``, or a
-            vocabulary (words in order, or word -> id) for text that is split at spaces.
-
-    Returns:
-        The function.
-
-    Raises:
-        ArgumentError: If it is none of these.
-
-    Example:
-        >>> encoder(["a", "b"])("b a b")
-        [1, 0, 1]
-    """
-    if isinstance(tokenizer, Mapping | list | tuple):
-        return _words(tokenizer)
-    if hasattr(tokenizer, "encode"):
-        return lambda text: _ids(tokenizer.encode(text, add_special_tokens=False))
-    if callable(tokenizer):
-        return lambda text: _ids(tokenizer(text))
-    raise ArgumentError.of(
-        "tokenizer",
-        expected="a tokenizer with encode(), a function, a list of words or a mapping to ids",
-        got=type(tokenizer).__name__,
-        do="Pass the tokenizer that the model was trained with.",
-    )
+class UnfitError(ValueError):
+    """Why a pair cannot be used with this tokenizer; never leaves this file."""
 
 
 def gathered(
     name: str,
     pairs: Iterable[Pair],
     tokenizer: Any,
-    count: int,
+    count: int | None,
     *,
     prefix: Sequence[int] = (),
     metric: str = "logit_difference",
+    padding: int | None = None,
+    characteristics: Sequence[Characteristic] = (),
 ) -> Behavior:
     """Return the first pairs whose prompts all have one length.
 
@@ -104,162 +86,145 @@ def gathered(
         name: Name of the behavior.
         pairs: Candidates, in an order of no meaning.
         tokenizer: See `encoder`.
-        count: Number of pairs wanted.
+        count: Number of pairs wanted; None takes all, and refuses those that cannot be used.
         prefix: Ids in front of every prompt (the beginning-of-sequence token).
         metric: One of ``METRICS``.
+        padding: Id that fills shorter prompts up on the right; the batches are then dictionaries
+            with an ``attention_mask``. None takes prompts of one length only.
+        characteristics: What the behavior names as testable.
 
     Returns:
         The behavior.
 
     Raises:
-        ArgumentError: If no length has so many pairs.
+        ArgumentError: If there are not so many pairs that can be used.
     """
     encode = encoder(tokenizer)
     by_length: dict[int, list[Encoded]] = defaultdict(list)
+    taken: set[tuple[int, str]] = set()
+    unfit: Counter[str] = Counter()
     for pair in pairs:
-        found = _encoded(pair, encode, list(prefix))
-        if found is None:
+        try:
+            found = _encoded(pair, encode, list(prefix))
+        except UnfitError as reason:
+            unfit[str(reason)] += 1
             continue
-        same = by_length[len(found.clean)]
-        same.append(found)
-        if len(same) == count:
-            return _behavior(name, same, metric)
+        length = 0 if padding is not None else len(found.clean)
+        if pair.key and (length, pair.key) in taken:
+            continue
+        taken.add((length, pair.key))
+        by_length[length].append(found)
+        if len(by_length[length]) == count:
+            break
     best = max(by_length.values(), key=len, default=[])
-    raise ArgumentError.of(
-        "pairs",
-        expected=f"{count} pairs of prompts of one length under this tokenizer",
-        got=f"{len(best)}",
-        do=f"Ask {name!r} for fewer pairs, or give it words that are single tokens.",
-    )
+    complete = not unfit and len(by_length) == 1 if count is None else len(best) == count
+    if not complete:
+        wanted = "every pair" if count is None else f"{count} pairs"
+        raise ArgumentError.of(
+            "pairs",
+            expected=f"{wanted} of prompts of one length under this tokenizer",
+            got=f"{len(best)}{_reasons(unfit)}",
+            do=f"Ask {name!r} for fewer pairs, or give it words that are single tokens.",
+        )
+    return _behavior(name, best, metric, padding, characteristics)
 
 
-def metric_of(metric: str, answers: torch.Tensor, wrong: torch.Tensor) -> TargetLike:
-    """Return the target by which a behavior is judged.
-
-    Args:
-        metric: One of ``METRICS``.
-        answers: Right tokens ``[example]``.
-        wrong: Wrong tokens ``[example]``.
-
-    Returns:
-        The target.
-
-    Raises:
-        ArgumentError: If the metric has another name.
-    """
-    if metric == "logit_difference":
-        return LogitDifference(answers, other=wrong)
-    kinds = {"log_probability": LogProb, "probability": Probability, "rank": Rank}
-    if metric in kinds:
-        return kinds[metric](answers)
-    if metric == "loss":
-        return NegativeLogProbability(answers)
-    raise ArgumentError.of("metric", expected=f"one of {METRICS}", got=repr(metric), do="Choose.")
+def _reasons(unfit: Counter[str]) -> str:
+    told = "; ".join(f"{n} left out because {reason}" for reason, n in unfit.most_common(2))
+    return f" ({told})" if told else ""
 
 
-@dataclass(frozen=True)
-class NegativeLogProbability:
-    """−log p of a token at the last position, in nats: the loss of that prediction.
-
-    Args:
-        token: Tokens ``[example]``.
-    """
-
-    token: Any
-    higher_is_better: bool = field(default=False, init=False, repr=False)
-
-    def __call__(self, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
-        """Return the loss.
-
-        Args:
-            outputs: Logits.
-            batch: The batch they came from.
-
-        Returns:
-            Shape ``[example]``, nats.
-        """
-        return -LogProb(self.token)(outputs, batch)
-
-
-def _behavior(name: str, found: Sequence[Encoded], metric: str) -> Behavior:
-    answers, wrong = (torch.tensor([getattr(e, k) for e in found]) for k in ("answer", "wrong"))
+def _behavior(
+    name: str,
+    found: Sequence[Encoded],
+    metric: str,
+    padding: int | None,
+    characteristics: Sequence[Characteristic],
+) -> Behavior:
+    answers, wrong = _answers([e.answer for e in found]), _answers([e.wrong for e in found])
+    if answers.ndim != wrong.ndim:  # Any of several against a single one.
+        answers, wrong = (a if a.ndim == 2 else a[:, None] for a in (answers, wrong))
+    single = answers.ndim == 1
     shared = set(found[0].places).intersection(*(e.places for e in found))
     return Behavior(
-        torch.tensor([e.clean for e in found]),
-        torch.tensor([e.corrupted for e in found]),
+        _batch([e.clean for e in found], padding),
+        _batch([e.corrupted for e in found], padding),
         metric_of(metric, answers, wrong),
         name=name,
         positions={k: [e.places[k] for e in found] for k in sorted(shared)},
-        answers=answers,
-        wrong=wrong,
+        answers=answers if single else None,
+        wrong=wrong if single else None,
         groups=torch.tensor([e.pair.group for e in found]),
         texts=[(_joined(e.pair.clean), _joined(e.pair.corrupted)) for e in found],
+        margin=None if single else AnyOf(answers, wrong, _margin(metric)),
+        characteristics=characteristics,
     )
 
 
-def _encoded(pair: Pair, encode: Encode, prefix: list[int]) -> Encoded | None:
-    clean, corrupted = _placed(pair.clean, encode), _placed(pair.corrupted, encode)
-    if clean is None or corrupted is None or len(clean[0]) != len(corrupted[0]):
-        return None
+def _margin(metric: str) -> str:
+    """Sets are compared as wholes where their probabilities are, else by their best tokens."""
+    return metric if metric == "probability_difference" else "margin"
+
+
+def _batch(rows: Sequence[list[int]], padding: int | None) -> Any:
+    if padding is None:
+        return torch.tensor(rows)
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _answers(tokens: Sequence[list[int]]) -> Tensor:
+    """Return ``[example]``, or ``[example, answer]`` filled up by −1 where there are several."""
+    most = max(map(len, tokens))
+    rows = torch.tensor([row + [-1] * (most - len(row)) for row in tokens])
+    return rows[:, 0] if most == 1 else rows
+
+
+def _encoded(pair: Pair, encode: Encode, prefix: list[int]) -> Encoded:
+    clean, places = _placed(pair.clean, encode)
+    corrupted, _ = _placed(pair.corrupted, encode)
+    if len(clean) != len(corrupted):
+        raise UnfitError("clean and corrupted prompts differ in length")
     answer = _following(_joined(pair.clean), pair.answer, encode)
     wrong = _following(_joined(pair.corrupted), pair.wrong, encode)
-    if answer is None or wrong is None or answer == wrong:
-        return None
-    places = {name: place + len(prefix) for name, place in clean[1].items()}
-    places["last"] = len(prefix) + len(clean[0]) - 1
-    return Encoded(pair, prefix + clean[0], prefix + corrupted[0], answer, wrong, places)
+    both = set(answer) & set(wrong)  # Such a token may begin a right answer as well as a wrong one.
+    answer, wrong = ([i for i in ids if i not in both] for ids in (answer, wrong))
+    if not answer or not wrong:
+        raise UnfitError("right and wrong answers begin with the same token")
+    places = {name: place + len(prefix) for name, place in places.items()}
+    places["last"] = len(prefix) + len(clean) - 1
+    return Encoded(pair, prefix + clean, prefix + corrupted, answer, wrong, places)
 
 
-def _placed(pieces: Pieces, encode: Encode) -> tuple[list[int], dict[str, int]] | None:
-    """Return ids and the place of each named piece's last token, or None where pieces melt."""
+def _placed(pieces: Pieces, encode: Encode) -> tuple[list[int], dict[str, int]]:
+    """Return ids, and the places that the named pieces give."""
     whole = encode(_joined(pieces))
-    places, text = {}, ""
+    places, text, start = {}, "", 0
     for piece in pieces:
         name, words = ("", piece) if isinstance(piece, str) else piece
         text += words
         until = encode(text)
         if not until or whole[: len(until)] != until:
-            return None
-        if name:
-            places[name] = len(until) - 1
-    return whole, places
+            raise UnfitError("the tokenizer melts pieces of the prompt together")
+        first, _, last = name.rpartition("|")
+        places.update({first: start, last: len(until) - 1})
+        start = len(until)
+    return whole, {name: place for name, place in places.items() if name}
 
 
-def _following(prompt: str, text: str, encode: Encode) -> int | None:
-    """Return the first token of a text in the place where it would follow a prompt."""
-    before, both = encode(prompt), encode(prompt + text)
-    if both[: len(before)] != before or len(both) == len(before):
-        return None
-    return both[len(before)]
+def _following(prompt: str, answers: Answers, encode: Encode) -> list[int]:
+    """Return the first tokens of texts in the place where they would follow a prompt."""
+    before = encode(prompt)
+    found = []
+    for text in [answers] if isinstance(answers, str) else answers:
+        both = encode(prompt + text)
+        if both[: len(before)] != before or len(both) == len(before):
+            raise UnfitError("the tokenizer melts the answer into the prompt")
+        found.append(both[len(before)])
+    return list(dict.fromkeys(found))
 
 
 def _joined(pieces: Pieces) -> str:
     return "".join(piece if isinstance(piece, str) else piece[1] for piece in pieces)
-
-
-def _words(vocabulary: Mapping[str, int] | Sequence[str]) -> Encode:
-    table = (
-        dict(vocabulary)
-        if isinstance(vocabulary, Mapping)
-        else {word: i for i, word in enumerate(vocabulary)}
-    )
-
-    def encode(text: str) -> list[int]:
-        unknown = [word for word in text.split() if word not in table]
-        if unknown:
-            raise ArgumentError.of(
-                "tokenizer",
-                expected="a vocabulary that has every word of the prompts",
-                got=f"none of {unknown[:5]}",
-                do="Add the words, or give the behavior words of your own.",
-            )
-        return [table[word] for word in text.split()]
-
-    return encode
-
-
-def _ids(encoded: Any) -> list[int]:
-    found = getattr(encoded, "ids", encoded)
-    if isinstance(found, Mapping):
-        found = found["input_ids"]
-    return [int(i) for i in found]
