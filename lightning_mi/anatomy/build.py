@@ -473,12 +473,29 @@ class _Finder:
         value, factor = term.value, term.factor
         for _ in range(4):
             call, parts = self.flow.call(value), self.flow.operands(value)
-            if call is not None and call.name == "embedding":
-                ids, table = (self.flow.root(v) for v in call.inputs[:2])
-                return ids, table, factor
+            if call is not None and call.name in ("embedding", "__getitem__"):
+                ids, table = sorted(
+                    (self.flow.root(v) for v in call.inputs[:2]), key=self._is_table
+                )
+                indexed = call.name == "embedding" or self._is_table(table)
+                return (ids, table, factor) if indexed and ids != table else None
             if len(parts) != 1:
                 return None
             value, factor = parts[0][0], factor * parts[0][1]
+        return None
+
+    def _is_table(self, value: int) -> bool:
+        return self.flow.is_parameter(value) and self.flow.tensor(value).ndim == 2
+
+    def _cut_out(self, term: Term) -> Tensor | None:
+        """Return the table whose first rows a term is, where it is so."""
+        written = self.flow.tensor(term.value)
+        for value in self.flow.before(term.value):
+            table = self.flow.tensor(value)
+            if self._is_table(value) and table.shape[-1] == written.shape[-1]:
+                rows = written.reshape(-1, *written.shape[-2:])[0]
+                if len(rows) <= len(table) and is_equal(table[: len(rows)], rows, 1e-6):
+                    return table
         return None
 
     def _embeddings(self, terms: list[Term]) -> tuple[Tensor | None, Tensor | None]:
@@ -486,6 +503,8 @@ class _Finder:
         for term in terms:
             found = self._looked_up(term) if self._is_first(term) else None
             if found is None:
+                if self._is_first(term) and W_pos is None:
+                    W_pos = self._cut_out(term)
                 continue
             rows, table = self.flow.tensor(found[0]), self.flow.tensor(found[1])
             table = table * found[2] if found[2] != 1.0 else table

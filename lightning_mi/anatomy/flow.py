@@ -150,7 +150,7 @@ class Flow:
                     norm = self.norm(made)
                     if norm is not None and norm[1] == value:
                         found.append((norm[0], made))
-        return list({n.module: (n, made) for n, made in found}.values())
+        return list({made: (n, made) for n, made in found}.values())
 
     def module_returning(self, value: int, within: str = "") -> str | None:
         """Return the module that computes a value and returns it, the innermost if several do.

@@ -60,9 +60,11 @@ def reading(flow: Flow, stream: ResidualStream, value: int, place: int) -> Readi
             if made not in states:
                 normed[made] = norm, state
     hits = [v for v in flow.before(value, {*states, *normed}) if v in normed or v in states]
-    if len(hits) != 1:
+    # One norm of one state may run again for queries, keys and values (TransformerLens does so).
+    origins = {(normed[v][0].module, normed[v][1]) if v in normed else ("", v) for v in hits}
+    if len(origins) != 1:
         return None
-    hit = hits[0]
+    hit = min(hits)
     if hit in normed:
         norm, state = normed[hit]
         return Reading(hit, state, norm, norm.module)
