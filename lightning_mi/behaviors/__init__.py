@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-from .induction import RepeatedTokens, matches
+from .arithmetic import ModularAddition
+from .induction import Induction, RepeatedTokens, matches
+from .metrics import METRICS, AnyOf
 from .names import IndirectObject
+from .passages import RepeatedText
+from .prompts import Pair, gathered
 
-__all__ = ["IndirectObject", "RepeatedTokens", "matches"]
+__all__ = [
+    # tokens
+    "RepeatedTokens",
+    "Induction",
+    "matches",
+    # text
+    "RepeatedText",
+    "IndirectObject",
+    # numbers
+    "ModularAddition",
+    # your own
+    "Pair",
+    "gathered",
+    "METRICS",
+    "AnyOf",
+]

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..behavior import Behavior
+from ..characteristic import Characteristic, Expectation
 from ..errors import ArgumentError
+from .copying import Blocks, Corruption, copied, partners
+from .metrics import Metric
 
-__all__ = ["RepeatedTokens", "matches"]
+__all__ = ["Induction", "RepeatedTokens", "matches"]
 
 PAIRS = 1 << 20
 """Pairs of positions compared at a time."""
@@ -148,6 +152,78 @@ class RepeatedTokens:
             )
         return dataclasses.replace(self, vocabulary_size=size, length=min(self.length, longest))
 
+    def behavior(
+        self,
+        corruption: Corruption = "answer",
+        *,
+        shown: int | None = None,
+        vocabulary_size: int | None = None,
+        metric: Metric = "logit_difference",
+    ) -> Behavior:
+        """Return prompts that stop inside the last copy: see `copying.copied`.
+
+        The clean prompts are those of `tokens`, cut.
+
+        Args:
+            corruption: What the corrupted prompts lack: ``"answer"``, ``"trigger"``, ``"block"``.
+            shown: k, tokens of the last copy that are shown, from 1 to L − 1; None shows half.
+            vocabulary_size: Used where the protocol itself has none.
+            metric: One of `metrics.METRICS`.
+
+        Returns:
+            One pair a sequence.
+
+        Raises:
+            ArgumentError: If ``shown`` is out of range, or the block is too short for a swap.
+        """
+        k = self.length // 2 if shown is None else shown
+        if not 1 <= k < self.length:
+            raise ArgumentError.of(
+                "shown",
+                expected=f"1 to {self.length - 1}, inside a block of {self.length}",
+                got=k,
+                do="The answer is the token after those that are shown.",
+            )
+        fresh = {"answer": 1, "block": self.length}.get(corruption, 0)
+        draws = torch.stack(self._draws(vocabulary_size, self.length + fresh, 0))
+        own, other = draws[:, : self.length], draws[:, : self.length].clone()
+        other[:, k] = draws[:, -1]
+        if corruption == "block":
+            other = draws[:, self.length :]
+        generator = torch.Generator().manual_seed(self.seed + 2)
+        partner = partners(own, k, generator) if corruption == "trigger" else None
+        if partner is not None and bool((partner < 0).any()):
+            raise ArgumentError.of(
+                "length",
+                expected="a block of five tokens or more, where there is one to swap with",
+                got=self.length,
+                do="Lengthen the blocks, or take another corruption.",
+            )
+        blocks = Blocks(own, other, partner, k, self.bos, self.repeats)
+        made = copied(blocks, corruption, metric, "induction")
+        size = self.vocabulary_size or vocabulary_size
+        made.characteristics = dataclasses.replace(self, vocabulary_size=size).characteristics()
+        return made
+
+    def characteristics(self) -> tuple[Characteristic, ...]:
+        """Return what is testable: what is copied depends on the match, not on the distance.
+
+        Returns:
+            ``distance_insensitivity``: accuracies with blocks of half and of full length within
+            .15. It is left out where blocks are too short to be halved.
+        """
+        if self.length < 8:
+            return ()
+        short = dataclasses.replace(self, length=self.length // 2)
+        return (
+            Characteristic(
+                "distance_insensitivity",
+                "The token is found by what stood before it, however far back that is.",
+                {"full_length": self, "half_length": short},
+                (Expectation("full_length", "near", "half_length", 0.15),),
+            ),
+        )
+
     def _allowed(self, size: int) -> Tensor:
         excluded = [*self.special, *(() if self.bos is None else (self.bos,))]
         kept = torch.ones(size, dtype=torch.bool)
@@ -179,6 +255,44 @@ class RepeatedTokens:
         if self.bos is None:
             return tokens
         return torch.cat([torch.full_like(tokens[:, :1], self.bos), tokens], 1)
+
+
+@dataclass(frozen=True)
+class Induction:
+    """Induction on random tokens, with a chosen corruption; for YAML, and wherever behaviors go.
+
+    Args:
+        protocol: The blocks; its ``vocabulary_size`` must be given.
+        corruption: What the corrupted prompts lack; see `copying.copied`.
+        shown: Tokens of the last copy that are shown; None shows half.
+        metric: One of `metrics.METRICS`.
+
+    Example:
+        >>> made = Induction(RepeatedTokens(10, length=4, sequences=1), "block").behavior()
+        >>> made.clean.shape, made.where("last")
+        (torch.Size([1, 6]), tensor([5]))
+    """
+
+    protocol: RepeatedTokens
+    corruption: Corruption = "answer"
+    shown: int | None = None
+    metric: Metric = "logit_difference"
+
+    def characteristics(self) -> tuple[Characteristic, ...]:
+        """Return what is testable; see `RepeatedTokens.characteristics`.
+
+        Returns:
+            The same ones.
+        """
+        return self.protocol.characteristics()
+
+    def behavior(self) -> Behavior:
+        """Return the prompts.
+
+        Returns:
+            One pair a sequence.
+        """
+        return self.protocol.behavior(self.corruption, shown=self.shown, metric=self.metric)
 
 
 def matches(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
