@@ -72,6 +72,9 @@ SUMS: dict[Any, Any] = {
 MATMULS = frozenset({torch.matmul, _T.matmul, _T.__matmul__, torch.mm, _T.mm})
 """x · W, where W comes second."""
 
+TRANSPOSES = frozenset({_T.t, torch.t, _T.T.__get__, _T.mT.__get__, _T.transpose, torch.transpose})
+"""Transposing a matrix; its two dimensions leave no choice."""
+
 QUOTIENTS = frozenset({_T.div, _T.__truediv__, torch.div})
 """Linear in the first of their arguments."""
 
@@ -105,12 +108,34 @@ class Made:
         key: Tells it apart from every other in this pass, and finds it again in the next.
         roots: Names of the parameters it is made of.
         push: Its derivative along a direction.
+        turned: Whether it is a parameter's transpose.
     """
 
     value: Tensor
     key: str
     roots: frozenset[str]
     push: Push
+    turned: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A torch function that ran, and which of its arguments were made of parameters."""
+
+    function: Any
+    args: tuple[Any, ...]
+    options: Mapping[str, Any]
+    made: Mapping[Slot, Made]
+
+    def made_at(self, index: int, name: str) -> Made | None:
+        """Return what was made of parameters at one argument, or None."""
+        return self.made.get((name,)) or self.made.get((index,))
+
+    def at(self, index: int, name: str, default: Any = None) -> Any:
+        """Return one argument."""
+        if name in self.options:
+            return self.options[name]
+        return self.args[index] if index < len(self.args) else default
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +159,7 @@ class Use:
         shape: Shape of the output.
         matrix: Set where it is a matrix product.
         kept: Inputs that `push` needs, with their version then.
+        call: The call itself.
     """
 
     key: str
@@ -143,6 +169,7 @@ class Use:
     shape: torch.Size
     matrix: Matrix | None
     kept: tuple[tuple[Tensor, int], ...]
+    call: Call
 
     @property
     def intact(self) -> bool:
@@ -198,17 +225,25 @@ class Recorder(TorchFunctionMode):
         self._calls[name] += 1
         key = f"{name}#{self._calls[name]}"
         if _alone(func, args, options, made) or key in self.through:
+            turned = _turns(func, made) and isinstance(out, Tensor)
             for index, result in enumerate(results):
                 part = push if isinstance(out, Tensor) else _entry(push, index)
-                self._made[id(result)] = Made(result, f"{key}.{index}", roots, part)
+                self._made[id(result)] = Made(result, f"{key}.{index}", roots, part, turned)
         elif isinstance(out, Tensor):
             others = [t for s, t in _tensors(args, options) if s not in made]
             kept = () if func in SUMS else tuple((t, t._version) for t in others)
             matrix = _matrix(func, args, options, made)
-            edge = get_gradient_edge(out)
-            self.uses.append(Use(key, roots, push, edge, out.shape, matrix, kept))
+            edge, call = get_gradient_edge(out), Call(func, args, options, made)
+            self.uses.append(Use(key, roots, push, edge, out.shape, matrix, kept, call))
         else:
             self.lost |= roots
+
+
+def _turns(func: Any, made: Mapping[Slot, Made]) -> bool:
+    """Say whether the call transposes a parameter that is a matrix."""
+    (first, *others) = made.values()
+    whole = first.key in first.roots and first.value.ndim == 2 and not others
+    return func in TRANSPOSES and whole
 
 
 def _derivative(func: Any, args: Any, options: Any, made: dict[Slot, Made]) -> Push | None:
