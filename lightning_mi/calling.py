@@ -37,7 +37,7 @@ def run_model(network: nn.Module, batch: Any) -> Tensor:
     if isinstance(batch, Mapping):
         taken = {k: v for k, v in batch.items() if k in names and k not in LABEL_KEYS}
         if taken:
-            return _tensor(network(**_with_positions(taken, names), **options))
+            return _tensor(network(**_with_positions(network, taken, names), **options))
         wants_whole = len(names) == 1 and input_key(batch) is None
         return _tensor(network(batch if wants_whole else main_input(batch), **options))
     if isinstance(batch, Sequence) and len(batch) > 2:
@@ -57,13 +57,29 @@ def _parameters(network: nn.Module) -> set[str]:
     return set(found)
 
 
-def _with_positions(taken: dict[str, Any], names: set[str]) -> dict[str, Any]:
+def _with_positions(network: nn.Module, taken: dict[str, Any], names: set[str]) -> dict[str, Any]:
     mask = taken.get("attention_mask")
     if "position_ids" not in names or "position_ids" in taken or not isinstance(mask, Tensor):
         return taken
     if mask.ndim != 2 or bool(mask[:, 0].all()):
         return taken
-    return {**taken, "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
+    counted = mask.long().cumsum(1)
+    padding = _padding_position(network)
+    if padding is None:
+        return {**taken, "position_ids": (counted - 1).clamp(min=0)}
+    return {**taken, "position_ids": counted * mask.long() + padding}
+
+
+def _padding_position(network: nn.Module) -> int | None:
+    """Return the position that padding has, where real ones are counted from the next on.
+
+    RoBERTa and its kin keep a row of the table of positions for padding.
+    """
+    for name, module in network.named_modules():
+        counts = isinstance(module, nn.Embedding) and "position" in name.rpartition(".")[2]
+        if counts and isinstance(module.padding_idx, int):
+            return module.padding_idx
+    return None
 
 
 def _tensor(output: Any) -> Tensor:

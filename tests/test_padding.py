@@ -66,6 +66,30 @@ def test_padding_changes_no_score_of_a_measurement(side: str) -> None:
         assert torch.allclose(a.panel.values, b.panel.values, atol=1e-5, equal_nan=True), a.name
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_positions_that_are_counted_from_beyond_the_padding(side: str) -> None:
+    from transformers import RobertaConfig, RobertaModel
+
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=61,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=40,
+    )
+    model = RobertaModel(config).eval()
+    tokens = RepeatedTokens(61, length=9, sequences=2, special=(1,)).tokens()
+    plain = scores(model, tokens)
+    for pads in PADS:
+        ids, mask = sides(tokens, pads, side)
+        ids = torch.where(mask.bool(), ids, 1)
+        found = scores(model, ids, attention_mask=mask)
+        for name in plain:
+            assert torch.allclose(plain[name], found[name], atol=1e-5), (name, pads)
+
+
 def test_a_model_without_mask_or_positions_is_refused() -> None:
     class Bare(nn.Module):
         def __init__(self) -> None:
