@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+from ..characteristic import Characteristic, Expectation
 from .arithmetic import ModularAddition
+from .counting import Counting
+from .facts import Relation
+from .greater_than import GreaterThan
+from .in_context import InContextLearning
 from .induction import Induction, RepeatedTokens, matches
+from .knowledge import KnowledgeRecall
 from .metrics import METRICS, AnyOf
 from .names import IndirectObject
+from .own import PromptPairs
 from .passages import RepeatedText
 from .prompts import Pair, gathered
+from .scenes import Scenes
 
 __all__ = [
-    # tokens
+    # repeated tokens
     "RepeatedTokens",
     "Induction",
+    "RepeatedText",
     "matches",
     # text
-    "RepeatedText",
     "IndirectObject",
-    # numbers
+    "InContextLearning",
+    "KnowledgeRecall",
+    "Relation",
+    "GreaterThan",
+    # numbers and pictures
     "ModularAddition",
+    "Counting",
+    "Scenes",
     # your own
+    "PromptPairs",
     "Pair",
     "gathered",
     "METRICS",
     "AnyOf",
+    # what else should be true
+    "Characteristic",
+    "Expectation",
 ]

@@ -39,6 +39,7 @@ class Pair:
         wrong: Text that goes on after the corrupted one.
         group: Kind of the prompt.
         key: Only one pair of each key is taken; "" means that any number is.
+        rivals: All texts that a right answer must beat, where that is not ``wrong`` alone.
     """
 
     clean: Pieces
@@ -47,6 +48,7 @@ class Pair:
     wrong: Answers
     group: int = 0
     key: str = ""
+    rivals: Answers = ()
 
 
 @dataclass
@@ -58,6 +60,7 @@ class Encoded:
     corrupted: list[int]
     answer: list[int]
     wrong: list[int]
+    rivals: list[int]
     places: dict[str, int] = field(default_factory=dict)
 
 
@@ -101,18 +104,19 @@ def gathered(
     """
     encode = encoder(tokenizer)
     by_length: dict[int, list[Encoded]] = defaultdict(list)
-    taken: set[tuple[int, str]] = set()
+    taken: set[str] = set()
     unfit: Counter[str] = Counter()
     for pair in pairs:
+        if pair.key in taken:
+            continue
         try:
             found = _encoded(pair, encode, list(prefix))
         except UnfitError as reason:
             unfit[str(reason)] += 1
             continue
+        if pair.key:
+            taken.add(pair.key)
         length = 0 if padding is not None else len(found.clean)
-        if pair.key and (length, pair.key) in taken:
-            continue
-        taken.add((length, pair.key))
         by_length[length].append(found)
         if len(by_length[length]) == count:
             break
@@ -141,10 +145,10 @@ def _behavior(
     padding: int | None,
     characteristics: Sequence[Characteristic],
 ) -> Behavior:
-    answers, wrong = _answers([e.answer for e in found]), _answers([e.wrong for e in found])
-    if answers.ndim != wrong.ndim:  # Any of several against a single one.
-        answers, wrong = (a if a.ndim == 2 else a[:, None] for a in (answers, wrong))
-    single = answers.ndim == 1
+    answers, wrong = _filled([e.answer for e in found]), _filled([e.wrong for e in found])
+    single = answers.shape[1] == wrong.shape[1] == 1
+    if single:
+        answers, wrong = answers[:, 0], wrong[:, 0]
     shared = set(found[0].places).intersection(*(e.places for e in found))
     return Behavior(
         _batch([e.clean for e in found], padding),
@@ -156,14 +160,17 @@ def _behavior(
         wrong=wrong if single else None,
         groups=torch.tensor([e.pair.group for e in found]),
         texts=[(_joined(e.pair.clean), _joined(e.pair.corrupted)) for e in found],
-        margin=None if single else AnyOf(answers, wrong, _margin(metric)),
+        margin=_margin(found, metric),
         characteristics=characteristics,
     )
 
 
-def _margin(metric: str) -> str:
+def _margin(found: Sequence[Encoded], metric: str) -> AnyOf | None:
     """Sets are compared as wholes where their probabilities are, else by their best tokens."""
-    return metric if metric == "probability_difference" else "margin"
+    if all(len(e.answer) == 1 and len(e.rivals) == 1 for e in found):
+        return None
+    answers, rivals = _filled([e.answer for e in found]), _filled([e.rivals for e in found])
+    return AnyOf(answers, rivals, metric if metric == "probability_difference" else "margin")
 
 
 def _batch(rows: Sequence[list[int]], padding: int | None) -> Any:
@@ -175,11 +182,10 @@ def _batch(rows: Sequence[list[int]], padding: int | None) -> Any:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _answers(tokens: Sequence[list[int]]) -> Tensor:
-    """Return ``[example]``, or ``[example, answer]`` filled up by −1 where there are several."""
+def _filled(tokens: Sequence[list[int]]) -> Tensor:
+    """Return ``[example, answer]``, filled up by −1."""
     most = max(map(len, tokens))
-    rows = torch.tensor([row + [-1] * (most - len(row)) for row in tokens])
-    return rows[:, 0] if most == 1 else rows
+    return torch.tensor([row + [-1] * (most - len(row)) for row in tokens])
 
 
 def _encoded(pair: Pair, encode: Encode, prefix: list[int]) -> Encoded:
@@ -193,9 +199,10 @@ def _encoded(pair: Pair, encode: Encode, prefix: list[int]) -> Encoded:
     answer, wrong = ([i for i in ids if i not in both] for ids in (answer, wrong))
     if not answer or not wrong:
         raise UnfitError("right and wrong answers begin with the same token")
+    rivals = _following(_joined(pair.clean), pair.rivals, encode) if pair.rivals else wrong
     places = {name: place + len(prefix) for name, place in places.items()}
     places["last"] = len(prefix) + len(clean) - 1
-    return Encoded(pair, prefix + clean, prefix + corrupted, answer, wrong, places)
+    return Encoded(pair, prefix + clean, prefix + corrupted, answer, wrong, rivals, places)
 
 
 def _placed(pieces: Pieces, encode: Encode) -> tuple[list[int], dict[str, int]]:
@@ -215,14 +222,18 @@ def _placed(pieces: Pieces, encode: Encode) -> tuple[list[int], dict[str, int]]:
 
 
 def _following(prompt: str, answers: Answers, encode: Encode) -> list[int]:
-    """Return the first tokens of texts in the place where they would follow a prompt."""
+    """Return the first tokens of texts in the place where they would follow a prompt.
+
+    One of several that melts into the prompt is left out: a model never continues so.
+    """
     before = encode(prompt)
     found = []
     for text in [answers] if isinstance(answers, str) else answers:
         both = encode(prompt + text)
-        if both[: len(before)] != before or len(both) == len(before):
-            raise UnfitError("the tokenizer melts the answer into the prompt")
-        found.append(both[len(before)])
+        if both[: len(before)] == before and len(both) > len(before):
+            found.append(both[len(before)])
+    if not found:
+        raise UnfitError("the tokenizer melts the answer into the prompt")
     return list(dict.fromkeys(found))
 
 
