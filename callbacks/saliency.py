@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..attribution import (
+    AttentionGradient,
+    AttentionRollout,
+    AttnLRP,
     CaptumAttribution,
     DiscretizedIntegratedGradients,
     ExpectedGradients,
@@ -44,6 +47,9 @@ METHODS: Mapping[str, type[Attributed]] = {
     "expected_gradients": ExpectedGradients,
     "idgi": Idgi,
     "discretized_integrated_gradients": DiscretizedIntegratedGradients,
+    "attention_rollout": AttentionRollout,
+    "attention_gradient": AttentionGradient,
+    "attn_lrp": AttnLRP,
 }
 
 
@@ -62,8 +68,9 @@ class SaliencyMonitor(MeasurementMonitor):
         method: ``"saliency"``, ``"input_x_gradient"``, ``"smooth_grad"``,
             ``"smooth_grad_squared"``, ``"var_grad"``, ``"grad_cam"``, ``"layer_grad_cam"``,
             ``"occlusion"``, ``"layer_integrated_gradients"``, ``"expected_gradients"``,
-            ``"idgi"``, ``"discretized_integrated_gradients"``, or the name of a class in
-            ``captum.attr``. `IntegratedGradientsMonitor` has the options of integrated gradients.
+            ``"idgi"``, ``"discretized_integrated_gradients"``, ``"attention_rollout"``,
+            ``"attention_gradient"``, ``"attn_lrp"``, or the name of a class in ``captum.attr``.
+            `IntegratedGradientsMonitor` has the options of integrated gradients.
         options: Further arguments of the method's measurement, for example of
             `lightning_mi.attribution.SmoothGrad`; for captum captum's own, by name.
         layer: Name of a layer, for the methods that have one.

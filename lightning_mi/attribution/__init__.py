@@ -7,6 +7,9 @@ the same during training, over checkpoints and in a notebook.
 from __future__ import annotations
 
 from . import evaluate
+from .attention_gradient import AttentionGradient, attention_gradient
+from .attention_rollout import AttentionRollout, attention_rollout
+from .attn_lrp import AttnLRP, attn_lrp
 from .captum_adapter import CaptumAttribution, captum_attribution
 from .discretized import DiscretizedIntegratedGradients, discretized_integrated_gradients
 from .drifting import Drift, drift, drift_series
@@ -69,6 +72,13 @@ __all__ = [
     "Idgi",
     "discretized_integrated_gradients",
     "DiscretizedIntegratedGradients",
+    # transformers
+    "attention_rollout",
+    "AttentionRollout",
+    "attention_gradient",
+    "AttentionGradient",
+    "attn_lrp",
+    "AttnLRP",
     # how far to believe it
     "evaluate",
     # how it moves, and where it lies

@@ -126,8 +126,9 @@ class AttnLRP(Attributed):
 
     Args:
         name: First part of the records' names.
-        target: As in `attn_lrp`, as are all below but the last.
+        target: As in `attn_lrp`.
         examples: Number of examples, from the first; None takes the whole batch.
+        of: Which entry of the batch is explained, where there are several inputs; None: the main.
         epsilon: ε of the ε rule.
         tolerance: Largest |gap| that counts as converged.
 
