@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .causal import Edge, EdgeAttribution, EdgeScores, Graph, edge_attribution
 from .heads import (
     HeadScores,
     PromptAttention,
@@ -46,6 +47,7 @@ from .weights import (
 
 __all__ = [
     # measurements
+    "EdgeAttribution",
     "Composition",
     "Copying",
     "SubspaceOverlap",
@@ -56,6 +58,7 @@ __all__ = [
     "HeadScores",
     "PromptAttention",
     # pure functions
+    "edge_attribution",
     "composition",
     "composition_z",
     "copying_score",
@@ -77,6 +80,9 @@ __all__ = [
     "icl_slope",
     "copy_losses",
     # results
+    "Edge",
+    "EdgeScores",
+    "Graph",
     "SingularDirections",
     "Subspaces",
     "Vocabulary",

@@ -1,0 +1,107 @@
+"""Gradients at every input of a model: each head's query, key and value, MLPs, logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ...attention import Site
+from ...attention.site import widened
+from ...errors import ModelError
+from .heads import ROLES, Role, attend
+from .streams import Seen, Wiring
+
+__all__ = ["input_gradients"]
+
+
+def input_gradients(
+    wiring: Wiring, seen: Seen, total: Tensor, *, exact: bool = False
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the gradient of a number at each input, reader by reader.
+
+    One backward pass gives it at the queries, keys and values of all heads at once; from there it
+    is pulled back to each head's own input by what `HeadInputs` knows of the way.
+
+    Args:
+        wiring: The model.
+        seen: A pass with ``branch``.
+        total: What is differentiated.
+        exact: Pull back by a backward pass for each head instead: slow, needs no knowledge of the
+            way, and is what layers get whose heads are not understood.
+
+    Yields:
+        Indices of inputs and ``[input, example, position, d_model]``.
+    """
+    anatomy, heads = wiring.anatomy, wiring.heads
+    wanted = [*seen.entering]
+    for at, site in enumerate(seen.sites):
+        z = seen.returned[wiring.writer_of[at]]
+        wanted += [site.z if z is None else z, site.q, site.k, site.v]
+    slow = exact or any(own is None for own in heads)
+    found = list(_gradients(total, wanted, keep=slow))
+    count = len(seen.entering)
+    shared: dict[int, Tensor] = {}  # What heads took of a tensor that an MLP reads, too.
+    heads_first = sorted(range(count), key=lambda i: anatomy.readers[i].kind != "attention")
+    for index in heads_first:
+        reader = anatomy.readers[index]
+        x, own = seen.entering[index], wiring.inputs_of(index)
+        if reader.kind != "attention":
+            g = found[index]
+            whole = torch.zeros_like(widened(x)) if g is None else widened(g)
+            yield own, (whole - shared[id(x)] if id(x) in shared else whole)[None]
+            continue
+        start = count + 4 * reader.layer
+        given = _of_roles(seen.sites[reader.layer], found[start : start + 4])
+        if given is None:
+            yield own, widened(x).new_zeros(len(own), *x.shape)
+            continue
+        known = heads[reader.layer]
+        if exact or known is None:
+            parts = [_by_head(seen.sites[reader.layer], r, given[r], x) for r in ROLES]
+        else:
+            parts = [known.pullback(r, given[r], x.detach()) for r in ROLES]
+        made = torch.cat(parts)
+        if sum(x is y for y in seen.entering) > 1:
+            shared[id(x)] = made.sum(0)
+        yield own, made
+
+
+def _gradients(total: Tensor, wanted: list[Tensor], keep: bool) -> list[Tensor | None]:
+    """Return gradients, None where there is no way from a tensor to the number."""
+    usable = [t for t in wanted if t.requires_grad]
+    made = iter(torch.autograd.grad(total, usable, retain_graph=keep, allow_unused=True))
+    return [next(made) if t.requires_grad else None for t in wanted]
+
+
+def _of_roles(site: Site, found: list[Tensor | None]) -> dict[Role, Tensor] | None:
+    """Return gradients at queries, keys and values, by hand where the model hid them."""
+    z, *parts = found
+    if z is None:
+        return None
+    q, k, v = parts
+    if q is not None and k is not None and v is not None:
+        return {"q": q, "k": k, "v": v}
+    with torch.enable_grad():
+        leaves = [widened(t.detach()).requires_grad_() for t in (site.q, site.k, site.v)]
+        made = attend(site, *leaves)
+        return dict(zip(ROLES, torch.autograd.grad(made, leaves, widened(z)), strict=True))
+
+
+def _by_head(site: Site, role: Role, given: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient at each head's input, a backward pass through the layer for each."""
+    value: Tensor = getattr(site, role)
+    rows = []
+    for head in range(value.shape[1]):
+        alone = torch.zeros_like(value)
+        alone[:, head] = given[:, head].to(alone)
+        (g,) = torch.autograd.grad(value, [x], alone, retain_graph=True, allow_unused=True)
+        if g is None:
+            raise ModelError(
+                f"attention in {site.module!r}: expected {role} to follow from the stream, got "
+                "tensors that no gradient leads to. Load the model with "
+                "attn_implementation='sdpa' if it has one."
+            )
+        rows.append(widened(g))
+    return torch.stack(rows)

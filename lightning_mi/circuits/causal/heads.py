@@ -1,0 +1,282 @@
+"""Attention, head by head: from what each input of each head reads to what the head writes.
+
+A model computes all heads from one stream. To let every input of every head read its own sum of
+what others wrote, queries, keys and values are computed from the anatomy's matrices, and what lies
+between these and the kernel (a norm of queries, rotary embedding, a factor) is recognised by
+comparing with those that the model computed itself. What is so computed must reproduce the model's
+own values, or the layer is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ...anatomy import Anatomy, Norm
+from ...attention import Site
+from ...attention.site import grouped_product, safe_softmax, widened
+from ...errors import ModelError
+
+__all__ = ["HeadInputs", "Turn", "attend", "head_inputs", "norm_pullback"]
+
+Role: TypeAlias = Literal["q", "k", "v"]
+ROLES: tuple[Role, ...] = ("q", "k", "v")
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """What a model does to queries or keys of one position: pairs of entries are turned.
+
+    Args:
+        first: Index of the first entry of each pair.
+        second: Index of the second entry.
+        factor: Complex number that each pair is multiplied by ``[example or 1, position, pair]``.
+        rest: Number that all other entries are multiplied by.
+    """
+
+    first: Tensor
+    second: Tensor
+    factor: Tensor
+    rest: float
+
+    def __call__(self, p: Tensor, *, back: bool = False) -> Tensor:
+        """Return p turned, or (transposed) turned back.
+
+        Args:
+            p: Shape ``[head, example, position, d_head]``; examples may be several times those
+                that the turn was found on.
+            back: Whether the transposed map is meant.
+
+        Returns:
+            The same shape.
+        """
+        made = p * self.rest
+        if not len(self.first):
+            return made
+        c = (
+            self.factor.repeat(p.shape[1] // len(self.factor), 1, 1)
+            if len(self.factor) > 1
+            else (self.factor)
+        )
+        real, imaginary = c.real, -c.imag if back else c.imag
+        a, b = p[..., self.first], p[..., self.second]
+        made = made.index_copy(-1, self.first, a * real - b * imaginary)
+        return made.index_copy(-1, self.second, a * imaginary + b * real)
+
+
+@dataclass(frozen=True, eq=False)
+class HeadInputs:
+    """How the heads of one layer get their queries, keys and values from the stream.
+
+    Args:
+        norm: The norm before the attention, or None.
+        weights: For each role ``[head, d_model, d_head]``.
+        biases: For each role ``[head, d_head]``.
+        inner: For each role the norm after the matrix, or None.
+        turns: For each role what follows it.
+    """
+
+    norm: Norm | None
+    weights: dict[Role, Tensor]
+    biases: dict[Role, Tensor]
+    inner: dict[Role, Norm | None]
+    turns: dict[Role, Turn]
+
+    def __call__(self, role: Role, x: Tensor) -> Tensor:
+        """Return queries, keys or values, each head from an input of its own.
+
+        Args:
+            role: Which.
+            x: The stream as each head reads it ``[head, example, position, d_model]``.
+
+        Returns:
+            Shape ``[example, head, position, d_head]``.
+        """
+        n = x if self.norm is None else self.norm(x)
+        return self.turned(role, self.projected(role, n)).transpose(0, 1)
+
+    def projected(self, role: Role, n: Tensor) -> Tensor:
+        """Return W n + b of each head from the normalised ``[head, …, d_model]``."""
+        weight, bias = self.weights[role].to(n), self.biases[role].to(n)
+        if n.shape[0] == 1:  # All heads read the same.
+            heads, width = weight.shape[0], weight.shape[-1]
+            flat = n[0] @ weight.transpose(0, 1).reshape(weight.shape[1], -1)
+            made = torch.unflatten(flat, -1, (heads, width)).movedim(-2, 0)
+        else:
+            made = torch.unflatten(n.flatten(1, 2) @ weight, 1, n.shape[1:3])
+        projected: Tensor = made + bias[:, None, None]
+        return projected
+
+    def turned(self, role: Role, p: Tensor) -> Tensor:
+        """Return what enters the kernel from what a matrix gave ``[head, …, d_head]``."""
+        norm = self.inner[role]
+        return self.turns[role](p if norm is None else norm(p))
+
+    def pullback(self, role: Role, given: Tensor, x: Tensor) -> Tensor:
+        """Return the gradient at each head's own input from that at its query, key or value.
+
+        The exact vector-Jacobian product: turned back, through the norm of queries where there is
+        one, through the head's matrix, and through the norm of the stream.
+
+        Args:
+            role: Which.
+            given: Gradient ``[example, head, position, d_head]``.
+            x: The stream that all heads read ``[example, position, d_model]``.
+
+        Returns:
+            Shape ``[head, example, position, d_model]``.
+        """
+        g = self.turns[role](widened(given).transpose(0, 1), back=True)
+        norm = self.inner[role]
+        wide = widened(x)
+        if norm is not None:
+            n = wide if self.norm is None else self.norm(wide)
+            g = norm_pullback(norm, g, self.projected(role, n[None]))
+        g = torch.unflatten(g.flatten(1, 2) @ self.weights[role].to(g).mT, 1, g.shape[1:3])
+        return g if self.norm is None else norm_pullback(self.norm, g, wide)
+
+
+def norm_pullback(norm: Norm, given: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient at the input of a norm from that at its output.
+
+    With x̂ = (x − mean) / s and g' = gain · g it is (g' − x̂·mean(g'·x̂) − mean(g')) / s, the last
+    term only for a LayerNorm.
+
+    Args:
+        norm: The norm, ``"layer"`` or ``"rms"``.
+        given: Gradient ``[…, d]``.
+        x: What entered the norm, broadcastable.
+
+    Returns:
+        The same shape as ``given``.
+    """
+    scale = norm.scale(x)
+    unit = (x - x.mean(-1, keepdim=True) if norm.kind == "layer" else x) / scale
+    g = given if norm.weight is None else given * norm.weight.to(given)
+    along = (g * unit).mean(-1, keepdim=True)
+    made = g - unit * along
+    if norm.kind == "layer":
+        made = made - g.mean(-1, keepdim=True)
+    return made / scale
+
+
+def head_inputs(anatomy: Anatomy, layer: int, site: Site, x: Tensor) -> HeadInputs | None:
+    """Return how the heads of a layer read, or None if their values cannot be reproduced.
+
+    Args:
+        anatomy: What the model is made of.
+        layer: The layer.
+        site: Its attention in some pass.
+        x: What entered the layer in that pass ``[example, position, d_model]``.
+
+    Returns:
+        The maps, checked against the site.
+    """
+    norm = anatomy.attention_norms[layer]
+    if norm is not None and norm.kind == "other":
+        return None
+    wide = widened(x.detach())
+    n = (wide if norm is None else norm(wide))[None]
+    found = HeadInputs(
+        norm,
+        {"q": anatomy.W_Q[layer], "k": anatomy.W_K[layer], "v": anatomy.W_V[layer]},
+        {"q": anatomy.b_Q[layer], "k": anatomy.b_K[layer], "v": anatomy.b_V[layer]},
+        {"q": anatomy.query_norms[layer], "k": anatomy.key_norms[layer], "v": None},
+        {},
+    )
+    tolerance = 1e-3 if site.q.element_size() >= 4 else 5e-2
+    for role in ROLES:
+        seen = widened(getattr(site, role).detach()).transpose(0, 1)
+        made = found.projected(role, n)
+        inner = found.inner[role]
+        if made.shape != seen.shape or (inner is not None and inner.kind == "other"):
+            return None
+        turn = _turn(made if inner is None else inner(made), seen, tolerance)
+        if turn is None:
+            return None
+        found.turns[role] = turn
+    return found
+
+
+def _turn(p: Tensor, q: Tensor, tolerance: float) -> Turn | None:
+    """Return the turn that leads from p to q, both ``[head, example, position, d_head]``."""
+    factor = float((p * q).sum() / p.square().sum().clamp(min=1e-30))
+    none = torch.zeros(0, dtype=torch.long, device=p.device)
+    plain = Turn(none, none, torch.ones(1, 1, 0, dtype=torch.complex64, device=p.device), factor)
+    if _same(plain(p), q, tolerance):
+        # A factor that rounding made is none.
+        return dataclasses.replace(plain, rest=1.0) if abs(factor - 1.0) < tolerance else plain
+    moved = (q - p).abs().amax((0, 1, 2)) > tolerance * q.abs().max()
+    width = int(moved.nonzero().max()) + 1
+    width += width % 2
+    half = torch.arange(width // 2, device=p.device)
+    for first, second in ((half, half + width // 2), (2 * half, 2 * half + 1)):
+        for pooled in (True, False):
+            turn = _fitted(p, q, first, second, pooled)
+            if turn is not None and _same(turn(p), q, tolerance):
+                return turn
+    return None
+
+
+def _fitted(p: Tensor, q: Tensor, first: Tensor, second: Tensor, pooled: bool) -> Turn | None:
+    if int(second.max()) >= p.shape[-1]:
+        return None
+    axes = (0, 1) if pooled else (0,)
+    a, b = (torch.complex(v[..., first], v[..., second]) for v in (p, q))
+    size = a.abs().square().sum(axes).clamp(min=1e-30)
+    c = (a.conj() * b).sum(axes) / size
+    c = c[None] if pooled else c
+    length = c.abs()
+    if not bool((length - length.median()).abs().max() <= 0.05 * length.median()):
+        return None  # No rotation times a number: a pairing that only seems to fit.
+    return Turn(first, second, c, 1.0)
+
+
+def _same(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return bool((a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-12))
+
+
+def attend(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return what heads write when queries, keys and values are others.
+
+    Args:
+        site: The attention; its mask, scale and soft-cap are kept.
+        q: Queries ``[example, head, position, d_head]``.
+        k: Keys ``[example, kv_head, position, d_head]``.
+        v: Values ``[example, kv_head, position, d_head]``.
+
+    Returns:
+        z ``[example, head, position, d_head]``, in single precision at least.
+    """
+    cap = site.softcap
+    bare = dataclasses.replace(site, q=q, k=k, v=v, probabilities=None, replay=None)
+    if cap is None:
+        return grouped_product(safe_softmax(bare.logits()), v)
+    free = dataclasses.replace(bare, mask=None, causal=False).logits()
+    masked = dataclasses.replace(bare, scale=0.0).logits()  # 0 where open, else the mask's value.
+    return grouped_product(safe_softmax(cap * (free / cap).tanh() + masked), v)
+
+
+def require_same(site: Site, z: Tensor, made: Tensor, layer: int) -> None:
+    """Refuse a layer whose attention was not reproduced.
+
+    Args:
+        site: The attention.
+        z: What the model computed.
+        made: What `attend` computed from the same queries, keys and values.
+        layer: The layer.
+
+    Raises:
+        ModelError: If they differ.
+    """
+    tolerance = 1e-3 if z.element_size() >= 4 else 5e-2
+    if not _same(made, widened(z), tolerance):
+        raise ModelError(
+            f"model: expected the attention of layer {layer} ({site.module!r}) to be a softmax of "
+            "masked products of queries and keys, got one that differs from it (a sink logit or a "
+            "bias of its own?). Its heads cannot be given inputs of their own."
+        )

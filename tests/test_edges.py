@@ -1,0 +1,207 @@
+"""Edge attribution: hand-built circuits, identities, and a backward pass for each head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import hand_built as built
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+import lightning_mi as mi
+from lightning_mi.circuits.causal import Edge, EdgeAttribution, edge_attribution
+from lightning_mi.circuits.causal.edges import wired
+from lightning_mi.circuits.causal.gradients import input_gradients
+
+V = 31
+SMALL: dict[str, Any] = {
+    "vocab_size": V,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 16,
+}
+GPT2: dict[str, Any] = {"vocab_size": V, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 16}
+
+
+def llama(**more: Any) -> nn.Module:
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL, num_key_value_heads=2, **more))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2)),
+    "gpt2 eager": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2, attn_implementation="eager")),
+    "llama": llama,
+    "llama eager": lambda: llama(attn_implementation="eager"),
+    "neox": lambda: hf.GPTNeoXForCausalLM(
+        hf.GPTNeoXConfig(**SMALL, rotary_pct=0.5, use_parallel_residual=True)
+    ),
+    "gptj": lambda: hf.GPTJForCausalLM(hf.GPTJConfig(**GPT2, rotary_dim=2)),
+    "qwen3": lambda: hf.Qwen3ForCausalLM(
+        hf.Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=4)
+    ),
+    "gemma2": lambda: hf.Gemma2ForCausalLM(
+        hf.Gemma2Config(
+            **SMALL,
+            num_key_value_heads=2,
+            head_dim=4,
+            attn_logit_softcapping=2.0,
+            final_logit_softcapping=3.0,
+            attn_implementation="eager",
+        )
+    ),
+}
+
+
+def model_of(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p) if p.ndim == 1 else 0.2 * torch.randn_like(p))
+    return model
+
+
+def prompts(pairs: int = 3, length: int = 7) -> mi.Behavior:
+    generator = torch.Generator().manual_seed(1)
+    clean = torch.randint(3, V, (pairs, length), generator=generator)
+    corrupted = clean.clone()
+    corrupted[:, 2:4] = torch.randint(3, V, (pairs, 2), generator=generator)
+    answers, wrong = torch.randint(3, V, (2, pairs), generator=generator)
+    return mi.Behavior(clean, corrupted, answers=answers, wrong=wrong)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-4) -> bool:
+    return bool((a - b).abs().max() <= tolerance * b.abs().max())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_inputs_of_heads_get_the_gradient_that_a_backward_pass_for_each_gives(name: str) -> None:
+    model, behavior = model_of(name), prompts()
+    with mi.untouched(model) as plain:
+        wiring = wired(plain, behavior, None, None)
+        fast: list[Tensor] = []
+        slow: list[Tensor] = []
+        for exact, into in ((False, fast), (True, slow)):
+            seen = wiring.see(behavior.clean, branch=True)
+            wiring.learn(seen)
+            assert all(own is not None for own in wiring.heads)
+            total = behavior.metric(seen.outputs).sum()
+            into += [g for _, g in input_gradients(wiring, seen, total, exact=exact)]
+    for a, b in zip(fast, slow, strict=True):
+        assert close(a, b), name
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gptj"])
+@pytest.mark.parametrize("direction", ["noise", "denoise"])
+def test_edges_that_leave_a_head_add_up_to_its_attribution(name: str, direction: Any) -> None:
+    model, behavior = model_of(name), prompts()
+    found = edge_attribution(model, behavior, direction=direction)
+    zs: list[list[Tensor]] = []
+    ends = (behavior.clean, behavior.corrupted)
+    for ids in ends if direction == "noise" else ends[::-1]:
+        with mi.attention.tap(model) as seen:
+            outputs = model(ids).logits
+        zs.append([s.z for s in seen.sites])
+        if len(zs) == 1:
+            grads = torch.autograd.grad(behavior.metric(outputs).mean(), zs[0])
+    by_head = [((b - a) * g).sum((0, 2, 3)) for a, b, g in zip(zs[0], zs[1], grads, strict=True)]
+    heads = [i for i, w in enumerate(found.graph.writers) if w.startswith("L")]
+    assert close(found.nodes[heads], torch.cat(by_head).detach())
+
+
+def test_edges_that_leave_the_embeddings_add_up_to_the_whole_change() -> None:
+    model, behavior = model_of("llama"), prompts()
+    gaps = []
+    for steps in (1, 8, 64):
+        found = edge_attribution(model, behavior, steps=steps)
+        whole = found.corrupted - found.clean
+        gaps.append(abs(float(found.nodes[found.graph.sources].sum()) - whole) / abs(whole))
+    assert gaps[2] < 1e-3 < gaps[0]
+
+
+def test_parallel_blocks_have_no_edges_inside_a_layer() -> None:
+    found = edge_attribution(model_of("neox"), prompts())
+    graph = found.graph
+    w, r = graph.writers.index("L0H0"), graph.readers.index("MLP0")
+    assert not graph.lawful[w, r]
+    assert math.isnan(found.values[w, r])
+    one = edge_attribution(model_of("gpt2"), prompts()).graph
+    assert one.lawful[one.writers.index("L0H0"), one.readers.index("MLP0")]
+
+
+def test_keys_and_values_are_read_once_for_each_of_their_heads() -> None:
+    graph = edge_attribution(model_of("llama"), prompts()).graph
+    first = [r for r in graph.readers if r.startswith("L0")]
+    assert len(first) == 4 + 2 + 2
+    assert "L0H1.k" in first
+    assert "L0H2.k" not in first
+    head = graph.writers.index("L0H3")
+    assert [graph.readers[i] for i in graph.inputs[head]] == ["L0H3.q", "L0H1.k", "L0H1.v"]
+
+
+def test_a_saturated_circuit_is_found_by_integrated_gradients_and_not_by_one() -> None:
+    model, behavior = built.induction(), built.repeats()
+    edge = Edge("L0H0", "L1H0.k")
+    assert abs(edge_attribution(model, behavior).of(edge)) < 1e-6
+    for variant in ("inputs", "activations"):
+        found = edge_attribution(model, behavior, steps=50, variant=variant)
+        assert found.effects[found.graph.index(edge)] == pytest.approx(1.0, abs=0.01)
+        strongest = {str(e) for e, _ in found.top(3)}
+        assert strongest == {"embed->L0H0.v", "L0H0->L1H0.k", "L1H0->logits"}
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+def test_a_metric_that_coincides_is_undefined_with_a_reason(steps: int) -> None:
+    model, behavior = built.induction(beta=0.0), built.repeats()
+    same = mi.Behavior(behavior.clean, behavior.clean, answers=behavior.answers)
+    found = edge_attribution(model, same, steps=steps)
+    assert bool(found.values.isnan().all())
+    assert "no difference" in str(found.reason)
+    panel = found.reading()["edges"]
+    assert panel.convention["reason"] == found.reason
+
+
+def test_the_measurement_leaves_the_model_alone_and_says_how_it_was_made() -> None:
+    model, behavior = model_of("gpt2"), prompts()
+    before = {n: p.clone() for n, p in model.state_dict().items()}
+    model.train()
+    records = mi.measure(model, EdgeAttribution(behavior, steps=2), batch=behavior.clean)
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+    edges = next(r for r in records if r.what == "edges")
+    assert edges.panel.axes == ("writer", "reader")
+    assert edges.panel.convention["steps"] == 2
+    assert edges.panel.convention["direction"] == "noise"
+
+
+def test_bad_arguments_are_refused() -> None:
+    model, behavior = built.induction(), built.repeats()
+    for more in ({"steps": -1}, {"variant": "both"}, {"direction": "up"}):
+        with pytest.raises(mi.errors.ArgumentError):
+            edge_attribution(model, behavior, **more)  # type: ignore[arg-type]
+    rank = mi.Behavior(behavior.clean, behavior.corrupted, target=mi.target.Rank(3))
+    with pytest.raises(mi.errors.ArgumentError, match="gradient"):
+        edge_attribution(model, rank)
+
+
+def test_a_stream_that_norms_pass_through_is_refused() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    class Post(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.layer = nn.Embedding(V, 8), layer
+            self.unembed = nn.Linear(8, V)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.unembed(self.layer(self.embed(ids)))
+
+    with pytest.raises(mi.errors.ModelError, match="sum"):
+        edge_attribution(Post().eval(), prompts())
