@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 import lightning_mi as mi
+from lightning_mi import Behavior
 from lightning_mi.behavior import as_behavior
-from lightning_mi.behaviors import IndirectObject
+from lightning_mi.behaviors import AnyOf, Characteristic, Expectation, IndirectObject, PromptPairs
+from lightning_mi.target import LogitDifference
 
 
 def characters(text: str) -> list[int]:
@@ -78,3 +82,128 @@ def test_errors_say_what_was_expected() -> None:
         IndirectObject(characters, pairs=2).behavior().where("verb")
     with pytest.raises(mi.ArgumentError, match="behavior: expected a Behavior"):
         as_behavior(3)  # type: ignore[arg-type]
+
+
+def test_right_is_the_answer_that_beats_the_wrong_one() -> None:
+    ids = torch.zeros(3, 2, dtype=torch.long)
+    outputs = torch.zeros(3, 2, 4)
+    outputs[:, -1] = torch.tensor([[1.0, 0, 2, 0], [0, 1, 2, 0], [1, 1, 0, 0]])
+    answers, wrong = torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.long)
+    against = Behavior(ids, ids, answers=answers, wrong=wrong)
+    assert against.correct(outputs).tolist() == [True, False, False]
+    assert Behavior(ids, ids, answers=answers).correct(outputs).tolist() == [False, False, False]
+    margin = LogitDifference(2, other=0)
+    assert Behavior(ids, ids, margin=margin).correct(outputs).tolist() == [True, True, False]
+    with pytest.raises(mi.ArgumentError, match="margin: expected a target that is above zero"):
+        Behavior(ids, ids).correct(outputs)
+
+
+def test_last_is_the_last_that_is_not_padding() -> None:
+    ids, mask = torch.zeros(2, 4, dtype=torch.long), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    batch = {"input_ids": ids, "attention_mask": mask}
+    behavior = Behavior(batch, batch, positions={"last": -1, "before": [-2, 1]})
+    assert behavior.where("last").tolist() == [1, 3]
+    assert behavior.where("before").tolist() == [0, 1]
+    assert behavior.select([1]).where("last").tolist() == [3]
+
+
+def test_parts_of_sets_of_answers_keep_their_own() -> None:
+    ids = torch.zeros(3, 2, dtype=torch.long)
+    right = torch.tensor([[0, 1], [1, -1], [2, 3]])
+    target = AnyOf(right, torch.tensor([[4], [4], [4]]))
+    behavior = Behavior(ids, ids, target, margin=target)
+    outputs = torch.randn(3, 2, 5)
+    part = behavior.select([2, 0])
+    assert torch.equal(part.metric(outputs[[2, 0]]), behavior.metric(outputs)[[2, 0]])
+    assert torch.equal(part.correct(outputs[[2, 0]]), behavior.correct(outputs)[[2, 0]])
+
+
+def test_sets_of_answers_by_hand() -> None:
+    chances = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    outputs = chances.log()[None, None]
+    sets = torch.tensor([[1, 2]]), torch.tensor([[3, -1]])
+    expected = {
+        "probability": 0.5,
+        "log_probability": torch.tensor(0.5).log(),
+        "loss": -torch.tensor(0.5).log(),
+        "probability_difference": 0.1,
+        "logit_difference": torch.tensor(0.5 / 0.4).log(),
+        "margin": torch.tensor(0.3 / 0.4).log(),
+        "rank": 1.0,
+    }
+    for metric, value in expected.items():
+        target = AnyOf(*sets, metric)
+        assert torch.allclose(target(outputs, None), torch.as_tensor(value)[None]), metric
+        assert target.higher_is_better == (metric not in ("loss", "rank"))
+
+
+def test_expectations_compare_as_they_say() -> None:
+    values = {"a": 0.5, "b": 0.25, "undefined": float("nan")}
+    assert Expectation("a", "above", "b", 0.2).holds(values)
+    assert not Expectation("a", "above", "b", 0.25).holds(values)
+    assert Expectation("b", "below", "a").holds(values)
+    assert Expectation("a", "near", "b", 0.25).holds(values)
+    assert not Expectation("a", "near", 0.2, 0.25).holds(values)
+    assert not any(Expectation("undefined", r, "a", 1.0).holds(values) for r in RELATIONS)
+    assert str(Expectation("a", "near", 0.2, 0.25)) == "a ≈ 0.2 ± 0.25"
+    with pytest.raises(mi.ArgumentError, match="values: expected a number for each of"):
+        Expectation("a", "above", "c").holds(values)
+    with pytest.raises(mi.ArgumentError, match="relation: expected 'above'"):
+        Expectation("a", "equal", "c")  # type: ignore[arg-type]
+
+
+RELATIONS: Any = ("above", "below", "near")
+
+
+def test_characteristics_name_their_variants() -> None:
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    one = Behavior(ids, ids)
+    above = Expectation("a", "above", "b")
+    made = Characteristic("one", "a does better than b.", {"a": one, "b": one}, (above,))
+    assert made.verdicts({"a": 1.0, "b": 0.0}) == {"a > b": True}
+    for expected in ((), (Expectation("a", "above", "c"),)):
+        with pytest.raises(mi.ArgumentError, match="expected: expected expectations about"):
+            Characteristic("one", "a does better.", {"a": one}, expected)
+
+
+def test_a_behavior_of_ones_own_takes_ten_lines() -> None:
+    prompts = [
+        ("the [noun: keys] on the table", "the [noun: key] on the table", " are", " is"),
+        ("the [noun: dog] near the tree", "the [noun: dogs] near the tree", " is", " are"),
+    ]
+    behavior = PromptPairs(characters, prompts, name="agreement").behavior()
+    assert behavior.where("noun").tolist() == [1, 1]
+    assert behavior.where("last").tolist() == [4, 4]
+    assert behavior.answers is not None
+    assert behavior.answers.tolist() == characters("are is")
+    assert behavior.texts[0] == ("the keys on the table", "the key on the table")
+    swapped = behavior.clean[:, 1] != behavior.corrupted[:, 1]
+    assert bool(swapped.all())
+
+
+def test_a_prompt_of_ones_own_is_never_dropped() -> None:
+    row = ("a b", "a b c", " d", " e")
+    with pytest.raises(mi.ArgumentError, match="1 left out because clean and corrupted prompts"):
+        PromptPairs(characters, [("a", "b", " c", " d"), row]).behavior()
+    with pytest.raises(mi.ArgumentError, match="answers begin with the same token"):
+        PromptPairs(characters, [("a", "b", " c", " c")]).behavior()
+    lengths: Any = [("a b", "a c", " d", " e"), ("a b c", "a c c", " d", " e")]
+    with pytest.raises(mi.ArgumentError, match="every pair of prompts of one length"):
+        PromptPairs(characters, lengths).behavior()
+    padded = PromptPairs(characters, lengths, padding=0).behavior()
+    assert padded.clean["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert padded.where("last").tolist() == [1, 2]
+    with pytest.raises(mi.ArgumentError, match=r"marks of the form \[name: words\]"):
+        PromptPairs(characters, [("a [b]", "a c", " d", " e")]).behavior()
+
+
+def test_who_is_named_first_can_be_chosen() -> None:
+    for order, place in (("receiver_first", 0), ("giver_first", 1)):
+        behavior = IndirectObject(characters, pairs=8, order=order).behavior()  # type: ignore[arg-type]
+        named = behavior.clean[torch.arange(8), behavior.where(FIRST[place])]
+        assert behavior.answers is not None
+        assert torch.equal(named, behavior.answers)
+    with pytest.raises(mi.ArgumentError, match="order: expected one of"):
+        IndirectObject(characters, order="any")  # type: ignore[arg-type]
+    (only,) = IndirectObject(characters).behavior().characteristics
+    assert set(only.variants) == {"receiver_first", "giver_first"}

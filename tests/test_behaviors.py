@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from oracle import Oracle
+from torch import Tensor, nn
 
-from lightning_mi import ArgumentError
-from lightning_mi.behaviors import RepeatedTokens, matches
+from lightning_mi import ArgumentError, Behavior
+from lightning_mi.behavior import as_behavior
+from lightning_mi.behaviors import (
+    Counting,
+    Induction,
+    ModularAddition,
+    RepeatedTokens,
+    Scenes,
+    matches,
+)
+
+CORRUPTIONS: Any = ("answer", "trigger", "block")
 
 
 @pytest.mark.parametrize("repeats", [2, 3])
@@ -112,3 +126,217 @@ def test_missing_or_small_vocabulary_is_refused() -> None:
         RepeatedTokens().tokens()
     with pytest.raises(ArgumentError, match="length: expected at most 10 with 10 ids, got 20"):
         RepeatedTokens(10, length=20).tokens()
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_a_perfect_induction_circuit_answers_and_is_corrupted(corruption: Any) -> None:
+    behavior = RepeatedTokens(40, length=12, sequences=6, bos=0).behavior(corruption, shown=5)
+    model = Oracle(beta=30.0)
+    with torch.no_grad():
+        clean, corrupted = model(behavior.clean), model(behavior.corrupted)
+    assert bool(behavior.correct(clean).all())
+    assert torch.allclose(behavior.metric(clean), torch.ones(6), atol=1e-4)
+    # With the answer moved or replaced, the other one is found; with nothing to copy, neither.
+    expected = torch.zeros(6) if corruption == "block" else -torch.ones(6)
+    assert torch.allclose(behavior.metric(corrupted), expected, atol=0.1)
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+@pytest.mark.parametrize(("bos", "repeats"), [(None, 2), (3, 3)])
+def test_only_the_whole_copies_are_corrupted(
+    corruption: Any, bos: int | None, repeats: int
+) -> None:
+    protocol = RepeatedTokens(60, length=8, repeats=repeats, sequences=5, bos=bos)
+    behavior = protocol.behavior(corruption)
+    length = protocol.start + 8 * (repeats - 1) + 4
+    assert torch.equal(behavior.clean, protocol.tokens()[:, :length])
+    changed = (behavior.clean != behavior.corrupted)[:, protocol.start :]
+    copies = changed[:, : 8 * (repeats - 1)].reshape(5, repeats - 1, 8)
+    assert not bool(changed[:, 8 * (repeats - 1) :].any())
+    wanted = {"answer": 1, "trigger": 2, "block": 8}[corruption]
+    assert bool((copies.sum(-1) == wanted).all())
+    for name, offset in (("trigger", 3), ("answer", 4)):
+        place = protocol.start + 8 * (repeats - 2) + offset
+        assert behavior.where(name).tolist() == [place] * 5
+        assert corruption == "answer" or name == "answer" or bool(copies[..., offset].all())
+    answer = behavior.clean[:, behavior.where("answer")[0]]
+    assert torch.equal(behavior.answers, answer)
+    # No token of the clean prompt is left that could be the wrong answer, but for the swap.
+    there = (behavior.clean == behavior.wrong[:, None]).any(1)
+    assert bool(there.all()) == bool(there.any()) == (corruption == "trigger")
+    assert behavior.where("last").tolist() == [length - 1] * 5
+
+
+def test_a_small_vocabulary_is_enough_where_no_fresh_block_is_needed() -> None:
+    protocol = RepeatedTokens(9, length=8, sequences=2)
+    assert len(protocol.behavior("answer")) == 2
+    with pytest.raises(ArgumentError, match="length: expected at most"):
+        protocol.behavior("block")
+    with pytest.raises(ArgumentError, match="length: expected a block of five tokens"):
+        RepeatedTokens(9, length=4).behavior("trigger")
+    with pytest.raises(ArgumentError, match="shown: expected 1 to 7"):
+        protocol.behavior(shown=8)
+    with pytest.raises(ArgumentError, match="corruption: expected one of"):
+        protocol.behavior("blocks")  # type: ignore[arg-type]
+
+
+def test_a_protocol_is_a_behavior_and_induction_names_its_corruption() -> None:
+    protocol = RepeatedTokens(60, length=8, sequences=3)
+    assert torch.equal(as_behavior(protocol).corrupted, protocol.behavior("answer").corrupted)
+    block = as_behavior(Induction(protocol, "block", shown=2))
+    assert torch.equal(block.corrupted, protocol.behavior("block", shown=2).corrupted)
+    (only,) = RepeatedTokens(length=8).behavior(vocabulary_size=60).characteristics
+    lengths = [as_behavior(v).clean.shape[1] for v in only.variants.values()]
+    assert lengths == [12, 6]
+
+
+@pytest.mark.parametrize("form", ["a b =", "a b"])
+def test_sums_are_right_and_one_number_changes(form: Any) -> None:
+    behavior = ModularAddition(11, pairs=40, form=form).behavior()
+    (clean, answers), (corrupted, wrong) = behavior.clean, behavior.corrupted
+    assert torch.equal(answers, (clean[:, 0] + clean[:, 1]) % 11)
+    assert torch.equal(wrong, (corrupted[:, 0] + corrupted[:, 1]) % 11)
+    assert bool((answers != wrong).all())
+    assert clean.shape[1] == len(form.split())
+    assert form == "a b" or bool((clean[:, 2] == 11).all())
+    changed = clean != corrupted
+    assert torch.equal(changed.nonzero()[:, 1], behavior.groups)
+    assert len({tuple(row) for row in clean.tolist()}) == 40
+
+
+class Adder(nn.Module):
+    """Adds modulo p, and is right."""
+
+    def __init__(self, p: int) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, ids: Tensor) -> Tensor:
+        sums = nn.functional.one_hot((ids[:, 0] + ids[:, 1]) % self.p, self.p)
+        return torch.stack([torch.zeros_like(sums)] * (ids.shape[1] - 1) + [sums], 1).float()
+
+
+def test_an_adder_is_right_in_either_order() -> None:
+    base = ModularAddition(7, pairs=20)
+    (commutes,) = base.characteristics()
+    values = {}
+    for name, variant in commutes.variants.items():
+        behavior = as_behavior(variant)
+        outputs = Adder(7)(behavior.clean[0])
+        assert torch.equal(behavior.metric(outputs), torch.ones(20))
+        assert torch.equal(behavior.metric(Adder(7)(behavior.corrupted[0])), -torch.ones(20))
+        values[name] = float(behavior.correct(outputs).float().mean())
+    assert values == {"a + b": 1.0, "b + a": 1.0}
+    assert all(commutes.verdicts(values).values())
+    plain, swapped = (as_behavior(v) for v in commutes.variants.values())
+    assert torch.equal(plain.clean[0][:, :2], swapped.clean[0][:, :2].flip(1))
+    assert plain.positions["a"] == swapped.positions["b"] == 0
+
+
+def test_modular_addition_refuses_what_there_is_not() -> None:
+    with pytest.raises(ArgumentError, match="pairs: expected 1 to 9"):
+        ModularAddition(3, pairs=10)
+    with pytest.raises(ArgumentError, match="modulus: expected at least 2"):
+        ModularAddition(1, pairs=1)
+    with pytest.raises(ArgumentError, match="form: expected one of"):
+        ModularAddition(form="b a")  # type: ignore[arg-type]
+
+
+FACTORS: Any = ("shape", "colour", "column")
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("by", [1, 3])
+def test_one_level_of_one_factor_changes_in_number(factor: Any, by: int) -> None:
+    task = Counting(factor, by=by, pairs=60)
+    clean, corrupted = task.scenes()
+    behavior = task.behavior()
+    moved = corrupted.counts(factor) - clean.counts(factor)
+    assert bool(((moved != 0).sum(1) == 1).all())
+    assert torch.equal((moved != 0).nonzero()[:, 1], behavior.groups)
+    assert bool((moved.abs().sum(1) == by).all())
+    assert {int(m) for m in moved.sum(1)} == {by, -by}
+    assert torch.equal(behavior.answers, clean.totals)
+    assert torch.equal(behavior.wrong, corrupted.totals)
+    assert len(set(behavior.groups.tolist())) == moved.shape[1]
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_a_change_of_kind_leaves_the_answer(factor: Any) -> None:
+    task = Counting(factor, "kind", by=2, pairs=60)
+    clean, corrupted = task.scenes()
+    assert torch.equal(clean.totals, corrupted.totals)
+    for other in FACTORS:
+        same = torch.equal(clean.counts(other), corrupted.counts(other))
+        assert same == (other != factor)
+    behavior = task.behavior()
+    assert bool((behavior.wrong != behavior.answers).all())
+    assert not torch.equal(behavior.clean[0], behavior.corrupted[0])
+
+
+def test_pictures_show_their_scenes() -> None:
+    scenes = Scenes.drawn(50, torch.Generator().manual_seed(0))
+    images = scenes.images()
+    assert images.shape == (50, 3, 32, 32)
+    cells = images.unflatten(2, (4, 8)).unflatten(4, (4, 8)).amax(1).amax((2, 4))
+    assert torch.equal(cells > 0, scenes.filled)
+    blue = (images[:, 2] > 0.9).unflatten(1, (4, 8)).unflatten(3, (4, 8)).any(2).any(3)
+    assert torch.equal(blue, scenes.colour == 0)
+    # A disc is as wide at the top as at the bottom; a triangle is not.
+    rows = images.amax(1).unflatten(1, (4, 8)).unflatten(3, (4, 8)).gt(0).sum(4)
+    pointed = rows[:, :, 2] < rows[:, :, 5]
+    assert torch.equal(pointed, scenes.shape == 0)
+    counts = torch.bincount(
+        Scenes.drawn(3400, torch.Generator().manual_seed(1)).totals, minlength=17
+    )
+    assert bool(((counts - 200).abs() < 70).all())
+
+
+def test_both_pictures_have_one_noise_and_one_shift() -> None:
+    behavior = Counting("shape", pairs=20).behavior()
+    clean, corrupted = behavior.clean[0], behavior.corrupted[0]
+    changed = (clean - corrupted).abs().amax(1) > 1e-5
+    sizes = changed.sum((1, 2))
+    assert int(sizes.min()) > 10
+    assert int(sizes.max()) < 64
+    quiet = Counting("shape", pairs=20, noise=0.0, shift=0).behavior()
+    assert not torch.equal(quiet.clean[0], clean)
+    assert bool((quiet.clean[0] == quiet.clean[0].round(decimals=1)).all())
+
+
+class PerfectCounter(nn.Module):
+    """Counts filled cells of pictures without noise, or only those of one shape's colour."""
+
+    def __init__(self, channel: int | None = None) -> None:
+        super().__init__()
+        self.channel = channel
+
+    def forward(self, images: Tensor) -> Tensor:
+        lit = images.amax(1) if self.channel is None else images[:, self.channel] - 0.5
+        cells = lit.unflatten(1, (4, 8)).unflatten(3, (4, 8)).amax((2, 4))
+        return -(cells.gt(0).sum((1, 2))[:, None] - torch.arange(17)).abs().float()
+
+
+def accuracy(model: nn.Module, behavior: Behavior) -> float:
+    return float(behavior.correct(model(behavior.clean[0])).float().mean())
+
+
+def test_characteristics_tell_who_counts_one_colour_only() -> None:
+    base = Counting(noise=0.0, shift=0, pairs=60)
+    _, colours = base.characteristics()
+    verdicts = []
+    for model in (PerfectCounter(), PerfectCounter(channel=2)):
+        values = {name: accuracy(model, as_behavior(v)) for name, v in colours.variants.items()}
+        verdicts += colours.verdicts(values).values()
+    assert verdicts == [True, False]
+
+
+def test_counting_refuses_what_there_is_not() -> None:
+    with pytest.raises(ArgumentError, match="factor: expected one of"):
+        Counting("size")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="shapes: expected some of"):
+        Counting(shapes=("square",))
+    with pytest.raises(ArgumentError, match="colours: expected two of them to change"):
+        Counting("colour", "kind", colours=("blue",))
+    with pytest.raises(ArgumentError, match="by: expected 1 to 4"):
+        Counting(by=5)

@@ -33,8 +33,8 @@ class GreaterThan:
     position.
 
     The corrupted prompt begins in 1701, after which every year is later; it is judged by the years
-    of the clean one. ``groups`` is the century. Positions: ``noun``, ``century`` and ``year`` (last
-    tokens of the first two digits of the first year, and of the rest), ``last``.
+    of the clean one. ``groups`` is the century. Positions: ``noun``, ``shown`` and ``year`` (in the
+    first year, the last tokens of the digits that are shown again, and of the rest), ``last``.
 
     Args:
         tokenizer: See `encoding.encoder`.
@@ -123,8 +123,8 @@ class GreaterThan:
                     "The",
                     ("noun", f" {noun}"),  # noqa: B023 - called at once
                     " lasted from the year",
-                    ("century", f" {century}"),  # noqa: B023
-                    ("year", f"{decade}{year}"),  # noqa: B023
+                    ("shown", f" {century}{decade}"),  # noqa: B023
+                    ("year", year),
                     f" to the year {century}{decade}",  # noqa: B023
                 ]
 

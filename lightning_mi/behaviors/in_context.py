@@ -218,7 +218,9 @@ class InContextLearning:
         self, query: str, texts: list[str], labels: list[str]
     ) -> list[tuple[str, str] | str]:
         pieces: list[tuple[str, str] | str] = []
+        gap = ""  # A piece never ends in white space: tokens reach from there into the next word.
         for number, (text, label) in enumerate(zip(texts, labels, strict=True), start=1):
-            pieces += [f"{self.text_name}: {text}\n{self.label_name}:"]
-            pieces += [(f"label_{number}", f" {label}"), "\n\n"]
-        return [*pieces, f"{self.text_name}:", ("query", f" {query}"), f"\n{self.label_name}:"]
+            pieces += [f"{gap}{self.text_name}: {text}\n{self.label_name}:"]
+            pieces += [(f"label_{number}", f" {label}")]
+            gap = "\n\n"
+        return [*pieces, f"{gap}{self.text_name}:", ("query", f" {query}"), f"\n{self.label_name}:"]
