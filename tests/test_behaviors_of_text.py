@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,20 @@ import pytest
 import torch
 
 import lightning_mi as mi
+from lightning_mi.behavior import BehaviorLike
 from lightning_mi.behaviors import (
+    Counting,
     GreaterThan,
     InContextLearning,
+    Induction,
     KnowledgeRecall,
+    ModularAddition,
     Relation,
     RepeatedText,
+    RepeatedTokens,
 )
 from lightning_mi.behaviors.encoding import encoder
+from lightning_mi.measurement import describe
 
 
 class Regex:
@@ -259,15 +266,40 @@ def test_a_tokenizer_may_be_named_by_its_file(tmp_path: Path) -> None:
         encoder(str(tmp_path / "nothing.json"))
 
 
-def test_behaviors_of_text_are_built_from_yaml() -> None:
+@dataclass(frozen=True)
+class Asked:
+    """Stands for a measurement of a behavior."""
+
+    behavior: BehaviorLike
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Induction(RepeatedTokens(50, length=8), "block"),
+        RepeatedTokens(50),
+        InContextLearning("somewhere", shots=2, labels="flipped"),
+        GreaterThan("somewhere", centuries=(17,)),
+        KnowledgeRecall(["a"], relations=(Relation("one", ("{subject} is",), (("a", "b"),)),)),
+        Counting("column", shapes=("disc",)),
+        ModularAddition(7, pairs=5, form="a b"),
+    ],
+    ids=lambda made: type(made).__name__,
+)
+def test_recipes_of_behaviors_build_them_again(made: Any) -> None:
     jsonargparse = pytest.importorskip("jsonargparse")
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(InContextLearning, "icl")
-    parser.add_class_arguments(GreaterThan, "years")
-    given = {
-        "icl": {"tokenizer": "somewhere", "shots": 2, "labels": "flipped"},
-        "years": {"tokenizer": "somewhere", "centuries": [17]},
-    }
-    made = parser.instantiate(parser.parse_object(given))
-    assert made.icl == InContextLearning("somewhere", shots=2, labels="flipped")
-    assert made.years == GreaterThan("somewhere", centuries=(17,))
+    parser.add_class_arguments(Asked, "asked")
+    recipe = describe(Asked(made))["init_args"]
+    again = parser.instantiate(parser.parse_object({"asked": _unnested(recipe)}))
+    assert again.asked.behavior == made
+
+
+def _unnested(recipe: dict[str, Any]) -> Any:
+    """Leave out the class paths of dataclasses inside dataclasses, which a parser knows."""
+    inner = recipe["behavior"]["init_args"]
+    for key, value in inner.items():
+        several = value if isinstance(value, list) else [value]
+        plain = [v["init_args"] if isinstance(v, dict) else v for v in several]
+        inner[key] = plain if isinstance(value, list) else plain[0]
+    return recipe
