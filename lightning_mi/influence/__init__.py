@@ -8,10 +8,12 @@ query's loss.
 from __future__ import annotations
 
 from .after_training import InfluenceFunction
+from .direct import Direct
+from .factors import EKFAC, KFAC
 from .objective import Objective
 from .result import InfluenceScores, TokenShares
 from .scores import influence_scores
-from .solvers import CG, Direct, Solution, Solver
+from .solvers import CG, Solution, Solver
 from .trajectory import TracIn, tracin, tracin_sum
 
 __all__ = [
@@ -27,6 +29,8 @@ __all__ = [
     # solving for the inverse curvature
     "CG",
     "Direct",
+    "EKFAC",
+    "KFAC",
     "Solution",
     "Solver",
     # results

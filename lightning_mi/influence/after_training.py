@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from ..measurement import Context, IndexedData
+from ..measurement import Context
 from ..record import Reading
 from ..target import TargetLike, TargetOption
-from .data import Candidates, as_indexed
+from .data import Candidates, Singles, as_indexed
 from .objective import Objective
 from .products import CurvatureKind
 from .scores import Job
@@ -79,7 +79,7 @@ class InfluenceFunction:
         job = Job(
             Objective(context.task, regularizer=self.regularizer),
             data,
-            IndexedData(query_rows(context, self.queries), collate=lambda rows: rows[0]),
+            Singles(query_rows(context, self.queries)),
             query=self.query,
             solver=self.solver,
             curvature=self.curvature,

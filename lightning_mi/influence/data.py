@@ -7,20 +7,44 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 from ..batch import batch_size, main_input, moved
 from ..errors import ArgumentError
 from ..measurement import IndexedData
 from .point import Point
 
-__all__ = ["as_indexed", "chosen", "chunks", "chunk_size", "passes", "row"]
+__all__ = [
+    "Singles",
+    "as_indexed",
+    "chosen",
+    "chunks",
+    "chunk_size",
+    "fetched",
+    "of_one_shape",
+    "passes",
+    "row",
+]
 
 KEPT = 2**24
 """Numbers in inputs that are kept between passes rather than fetched again."""
 
+SMALL = 2**22
+"""Examples times parameters up to which more examples than 64 are run at once."""
+
 Candidates = None | int | Sequence[int]
 """Which training examples are scored: all, so many drawn at random, or these indices."""
+
+
+class Singles(IndexedData):
+    """Batches of one example each, which are never put together.
+
+    Args:
+        batches: The batches.
+    """
+
+    def __init__(self, batches: Sequence[Any]) -> None:
+        super().__init__(batches, lambda rows: rows[0])
 
 
 def as_indexed(data: Any, argument: str) -> IndexedData:
@@ -91,18 +115,21 @@ def chosen(candidates: Candidates, size: int, seed: int) -> list[int]:
     )
 
 
-def chunk_size(data: IndexedData) -> int:
+def chunk_size(data: IndexedData, parameters: int = SMALL) -> int:
     """Return how many examples are run at once where the user says nothing.
 
     Args:
         data: The examples; the first is looked at.
+        parameters: P, the model's size.
 
     Returns:
-        At most 64, fewer for long texts and large images, so that memory stays bounded.
+        At most 64, fewer for long texts and large images, so that memory stays bounded. More
+        where the model is small, because its activations are too.
     """
     inputs = main_input(data.batch([0]))
     limit = 2**18 if inputs.is_floating_point() else 2**14
-    return max(1, min(64, limit // max(1, inputs.numel())))
+    most = max(64, min(2048, SMALL // max(1, parameters)))
+    return max(1, min(most, limit // max(1, inputs.numel())))
 
 
 def chunks(
@@ -122,11 +149,45 @@ def chunks(
     Raises:
         ArgumentError: If the size is not positive.
     """
-    step = chunk_size(data) if size is None else size
+    step = chunk_size(data, point.size) if size is None else size
     if step < 1:
         raise ArgumentError.of("batch_size", expected="1 or more", got=step, do="Or leave it out.")
     for start in range(0, len(indices), step):
-        yield moved(data.batch(indices[start : start + step]), point.device, point.dtype)
+        yield moved(fetched(data, indices[start : start + step]), point.device, point.dtype)
+
+
+def fetched(data: IndexedData, indices: Sequence[int]) -> Any:
+    """Return examples as one batch, as `IndexedData.batch` does.
+
+    Args:
+        data: The examples.
+        indices: Which of them.
+
+    Returns:
+        The batch; tensors of a `TensorDataset` are indexed at once rather than one by one.
+    """
+    known = type(data.dataset) is TensorDataset and data.collate is default_collate
+    if not known:
+        return data.batch(indices)
+    places = torch.as_tensor(list(indices))
+    return [t[places.to(t.device)] for t in data.dataset.tensors]
+
+
+def of_one_shape(data: IndexedData) -> bool:
+    """Say whether all examples have tensors of the same shapes, so that none pads another.
+
+    Args:
+        data: The examples.
+
+    Returns:
+        Whether they have.
+    """
+    if type(data.dataset) is TensorDataset and data.collate is default_collate:
+        return True
+    if isinstance(data, Singles):
+        return False
+    first = _shapes(data.batch([0]))
+    return all(_shapes(data.batch([i])) == first for i in range(1, len(data)))
 
 
 def passes(
@@ -175,3 +236,11 @@ def row(batch: Any, index: int) -> Any:
         return value
 
     return pick(batch)
+
+
+def _shapes(batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return {k: _shapes(v) for k, v in batch.items()}
+    if isinstance(batch, list | tuple):
+        return [_shapes(v) for v in batch]
+    return tuple(batch.shape) if isinstance(batch, Tensor) else None

@@ -123,6 +123,17 @@ class Objective:
         value = query(self.outputs(model, batch), batch)
         return -value if query.higher_is_better else value
 
+    def asks_by_itself(self, query: Target) -> bool:
+        """Say whether a query is more than a function of the model's outputs on a batch.
+
+        Args:
+            query: The query.
+
+        Returns:
+            Whether it has to be asked one example at a time, of the model itself.
+        """
+        return self._foreign is not None and isinstance(query, Loss)
+
     @property
     def next_token(self) -> NextToken | None:
         """The task, where its losses can be split over tokens."""

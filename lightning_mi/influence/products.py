@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from ..batch import cut
+from .gathered import Gathered, Labels
 from .objective import Objective
 from .point import Point, math_attention, wide
 
@@ -32,6 +34,9 @@ class Curvature:
         examples: Number of examples in a pass.
         kind: Which matrix.
         damping: λ, added to the *mean* curvature.
+        seed: Of what a solver draws.
+        budget: Bytes of gradients that are kept between passes over the data.
+        subset: Batches of some of the examples, by their place; None where they cannot be had.
     """
 
     def __init__(
@@ -43,10 +48,75 @@ class Curvature:
         *,
         kind: CurvatureKind = "gauss-newton",
         damping: float = 0.0,
+        seed: int = 0,
+        budget: int = 2**30,
+        subset: Callable[[Sequence[int]], Iterable[Any]] | None = None,
     ) -> None:
         self.point, self.objective = point, objective
         self.batches, self.examples = batches, examples
         self.kind, self.damping = kind, damping
+        self.seed, self.budget, self.subset = seed, budget, subset
+        self._gathered: dict[str, Gathered] = {}
+
+    def gathered(self, labels: Labels = "auto") -> Gathered:
+        """Return the gradients of all examples, in factors, gathered once.
+
+        Args:
+            labels: Which output gradients make the curvature.
+
+        Returns:
+            The gradients.
+        """
+        if labels not in self._gathered:
+            self._gathered[labels] = Gathered(
+                self.point, self.objective, self.batches, labels, self.seed, self.budget
+            )
+        return self._gathered[labels]
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the model puts out for one example."""
+        batch = cut(next(iter(self.batches())), 1)
+        with torch.no_grad():
+            return self.point.call(lambda m: self.objective.outputs(m, batch)).numel()
+
+    @property
+    def known(self) -> Gathered | None:
+        """The gradients of all examples, where a solver gathered them; else None."""
+        return next((g for g in self._gathered.values() if g.complete), None)
+
+    def on(self, places: Sequence[int]) -> Curvature:
+        """Return the same for some of the examples.
+
+        Args:
+            places: Their places in a pass over the data.
+
+        Returns:
+            The curvature of their mean loss, or this one where examples cannot be had by place.
+        """
+        subset = self.subset
+        if subset is None:
+            return self
+        return Curvature(
+            self.point,
+            self.objective,
+            lambda: subset(places),
+            len(places),
+            kind=self.kind,
+            damping=self.damping,
+        )
+
+    def ridge(self) -> Tensor | None:
+        """Return the Hessian of the regulariser where it is diagonal, ``[P]``; else None."""
+        ones = torch.ones(1, self.point.size, dtype=wide(self.point.device))
+        ones = ones.to(self.point.device)
+        found = self._regularizer(ones)
+        if not bool(found.any()):
+            return found[0]
+        signs = torch.arange(ones.shape[1], device=ones.device) * 0.6180339887
+        signs = torch.where(signs.frac() < 0.5, 1.0, -1.0).to(ones)
+        turned = self._regularizer(signs[None])
+        return found[0] if torch.allclose(turned, found * signs, rtol=1e-5, atol=0) else None
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Return (H̄ + λI) v for each vector; they share the forward passes.

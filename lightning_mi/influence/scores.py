@@ -15,18 +15,21 @@ from ..errors import ArgumentError
 from ..isolation import untouched
 from ..measurement import IndexedData
 from ..target import Loss, Target, TargetLike
+from .asking import asked_gradients
+from .choosing import as_solver
 from .data import as_indexed, chosen, chunks, passes
 from .objective import Objective, as_objective
 from .per_example import gradient_dots, mean_gradient
 from .point import Point, wide
 from .products import Curvature, CurvatureKind
 from .result import InfluenceScores, TokenShares, extremes
-from .solvers import CONVERGED, Solver, as_solver
+from .solvers import APPROXIMATE, CONVERGED, Solution, Solver, prepared
 from .tokens import token_shares
 
 __all__ = ["influence_scores"]
 
 LOSS = Loss()
+FINE = (CONVERGED, APPROXIMATE)
 FAR = 0.1
 """‖∇J‖ beyond this part of the queries' mean gradient norm is called far from stationary."""
 
@@ -47,6 +50,7 @@ def influence_scores(
     shown: int = 5,
     batch_size: int | None = None,
     dtype: torch.dtype | None = None,
+    memory_budget: int = 2**30,
 ) -> InfluenceScores:
     """Estimate how much each query's loss would rise if a training example were removed.
 
@@ -63,8 +67,9 @@ def influence_scores(
             dataset is then read in its own order).
         queries: Dataset of examples to ask about, each by itself.
         query: The scalar asked about.
-        solver: ``"cg"``, ``"direct"``, a `Solver`, or an object with torch-influence's
-            ``influences(train_idxs, test_idxs)``, which is then asked for the scores.
+        solver: A name (``"exact"``, ``"cg"``, ``"ekfac"``, ``"kfac"``), a `Solver`, or an object
+            with torch-influence's ``influences(train_idxs, test_idxs)``, which is then asked for
+            the scores.
         curvature: ``"gauss-newton"`` or ``"hessian"``.
         damping: λ ≥ 0, added to the mean curvature.
         candidates: Dataset indices to score; None scores all.
@@ -74,6 +79,8 @@ def influence_scores(
         shown: Proponents and opponents of each query whose scores are split over tokens.
         batch_size: Examples run at once; the result does not depend on it.
         dtype: Compute in this type, for example ``torch.float64``; None keeps the model's own.
+        memory_budget: Bytes of gradients that are kept between passes over the data; what does
+            not fit is computed again.
 
     Returns:
         The scores.
@@ -108,6 +115,7 @@ def influence_scores(
         shown=shown,
         batch_size=batch_size,
         dtype=dtype,
+        memory_budget=memory_budget,
     )
     with untouched(model) as plain:
         result = job.run(plain)
@@ -133,6 +141,7 @@ class Job:
     shown: int = 5
     batch_size: int | None = None
     dtype: torch.dtype | None = None
+    memory_budget: int = 2**30
 
     def __post_init__(self) -> None:
         """Refuse what cannot be used."""
@@ -165,25 +174,24 @@ class Job:
         point = Point(model, self.dtype)
         sample = chosen(self.sample, len(self.train), self.seed)
         own = regularizer_gradient(point, self.objective)
-        batches = passes(self.train, sample, self.batch_size, point)
-        mean = mean_gradient(point, self.losses, batches(), 1 / len(sample))
-        gradients = query_gradients(
-            point, self.objective, self.objective.query(self.query), singles(self.queries, point)
+        curvature = self.curvature_at(point, sample)
+        inverse = prepared(as_solver(self.solver), curvature)
+        gradients = asked_gradients(
+            point, self.objective, self.objective.query(self.query), self.queries, self.batch_size
         )
-        solution = as_solver(self.solver).solve(
-            Curvature(
-                point,
-                self.objective,
-                batches,
-                len(sample),
-                kind=self.curvature,
-                damping=self.damping,
-            ),
-            gradients,
-        )
+        solution = inverse(gradients)
+        known = curvature.known
+        if known is None:
+            mean = mean_gradient(point, self.losses, curvature.batches(), 1 / len(sample))
+        else:
+            mean = known.mean()
         scale = 1 / len(self.train)
         vectors, constants = solution.vectors * scale, (solution.vectors @ own) * scale
-        dots = gradient_dots(point, self.losses, self._chunks(point, indices), vectors)
+        if known is None or indices != sample:
+            chunks = self._chunks(point, indices)
+            dots = gradient_dots(point, self.losses, chunks, vectors)
+        else:
+            dots = known.dots(vectors)
         values = dots.T + constants[:, None]
         return InfluenceScores(
             values.cpu(),
@@ -196,7 +204,29 @@ class Job:
             float((mean + own).norm()),
             float(gradients.norm(dim=1).mean()),
             self.damping,
-            details=self._details(len(sample)),
+            details=self._details(len(sample), solution),
+        )
+
+    def curvature_at(self, point: Point, sample: Sequence[int]) -> Curvature:
+        """Return the curvature of the mean loss of some training examples.
+
+        Args:
+            point: The model.
+            sample: Their dataset indices.
+
+        Returns:
+            The curvature.
+        """
+        return Curvature(
+            point,
+            self.objective,
+            passes(self.train, sample, self.batch_size, point),
+            len(sample),
+            kind=self.curvature,
+            damping=self.damping,
+            seed=self.seed,
+            budget=self.memory_budget,
+            subset=lambda places: self._chunks(point, [sample[i] for i in places]),
         )
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
@@ -241,8 +271,10 @@ class Job:
             values, tuple(indices), len(self.train), "influence function", details=details
         )
 
-    def _details(self, sample: int) -> dict[str, Any]:
+    def _details(self, sample: int, solution: Solution) -> dict[str, Any]:
         return {
+            **solution.details,
+            "parameters_covered": solution.covered,
             "query": repr(self.objective.query(self.query)),
             "curvature": self.curvature,
             "curvature_examples": sample,
@@ -349,7 +381,7 @@ def doubts(result: InfluenceScores) -> list[str]:
             f"the queries' {scale:.3g}. Train on, or name the regulariser that training used; "
             "until then the scores estimate no retraining."
         )
-    bad = [(q, reason) for q, reason in enumerate(result.stopped) if reason != CONVERGED]
+    bad = [(q, reason) for q, reason in enumerate(result.stopped) if reason not in FINE]
     if bad:
         residual = float(result.residual.max()) if result.residual is not None else float("nan")
         found.append(

@@ -1,17 +1,25 @@
-"""Solving (H̄ + λI) s = g: `CG` and `Direct`."""
+"""Solving (H̄ + λI) s = g: `CG`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
-
-__all__ = ["CG", "Direct", "Solution", "Solver", "as_solver"]
+__all__ = [
+    "CG",
+    "Inverse",
+    "Product",
+    "Solution",
+    "Solver",
+    "prepared",
+    "relative",
+    "residual_of",
+]
 
 Product: TypeAlias = Callable[[Tensor], Tensor]
 """``[vector, P] -> [vector, P]``, symmetric."""
@@ -19,6 +27,8 @@ Product: TypeAlias = Callable[[Tensor], Tensor]
 CONVERGED = "converged"
 NEGATIVE = "non-positive curvature"
 LIMIT = "iteration limit"
+APPROXIMATE = "approximation"
+DIVERGED = "diverged"
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +39,37 @@ class Solution:
         vectors: s, shape ``[query, P]``.
         residual: ‖g − (H̄ + λI) s‖ / ‖g‖ of each query, computed anew; 0 where g = 0.
         stopped: Why the solver stopped, for each query.
+        details: What else there is to know, plain JSON.
+        covered: Part of the parameters that the solver looks at; the others count as fixed.
     """
 
     vectors: Tensor
     residual: Tensor
     stopped: tuple[str, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    covered: float = 1.0
+
+    @classmethod
+    def approximate(
+        cls, vectors: Tensor, reason: str, details: Mapping[str, Any], covered: float = 1.0
+    ) -> Solution:
+        """Return a solution whose residual nobody computed.
+
+        Args:
+            vectors: s.
+            reason: Why there is none.
+            details: Plain JSON.
+            covered: Part of the parameters.
+
+        Returns:
+            The solution, with NaN for residuals.
+        """
+        unknown = torch.full_like(vectors[:, 0], float("nan"))
+        return cls(vectors, unknown, (reason,) * len(vectors), details, covered)
+
+
+Inverse: TypeAlias = Callable[[Tensor], Solution]
+"""Right-hand sides ``[query, P]`` to their solution."""
 
 
 @runtime_checkable
@@ -50,6 +86,21 @@ class Solver(Protocol):
         Returns:
             The solution.
         """
+
+
+def prepared(solver: Solver, product: Product) -> Inverse:
+    """Do the part of the work that all right-hand sides share.
+
+    Args:
+        solver: A solver; one with a method ``prepare`` is prepared.
+        product: v ↦ (H̄ + λI) v.
+
+    Returns:
+        A function of right-hand sides.
+    """
+    prepare = getattr(solver, "prepare", None)
+    found: Inverse = partial(solver.solve, product) if prepare is None else prepare(product)
+    return found
 
 
 @dataclass(frozen=True)
@@ -104,90 +155,34 @@ class CG:
         for q, reason in enumerate(stopped):
             if reason == NEGATIVE and not bool(found[q].any()):
                 found[q] = float("nan")
-        return Solution(found, _residual(product, found, right), tuple(stopped))
+        return Solution(found, residual_of(product, found, right), tuple(stopped))
 
 
-@dataclass(frozen=True)
-class Direct:
-    """The dense matrix, row by row, and its Cholesky factor; for small models and as a check.
-
-    Where the matrix is not positive definite the reason to stop says so, and the system is solved
-    through its eigenvectors, leaving out eigenvalues that are zero to rounding.
+def residual_of(product: Product, found: Tensor, right: Tensor) -> Tensor:
+    """Return ‖g − A s‖ / ‖g‖ of each right-hand side, computed anew.
 
     Args:
-        max_parameters: Refuse larger models: the matrix has P² entries.
-    """
-
-    max_parameters: int = 10_000
-
-    def solve(self, product: Product, right: Tensor) -> Solution:
-        """Return s with product(s) = right.
-
-        Args:
-            product: v ↦ (H̄ + λI) v for rows v.
-            right: Right-hand sides ``[query, P]``.
-
-        Returns:
-            The solution.
-
-        Raises:
-            ArgumentError: If the model is too large.
-        """
-        size = right.shape[1]
-        if size > self.max_parameters:
-            raise ArgumentError.of(
-                "solver",
-                expected=f"at most {self.max_parameters:,} parameters for a direct solve",
-                got=f"{size:,}",
-                do='Use solver="cg".',
-            )
-        matrix = product(torch.eye(size, dtype=right.dtype, device=right.device))
-        matrix = (matrix + matrix.T) / 2
-        factor, failed = torch.linalg.cholesky_ex(matrix)
-        if not bool(failed):
-            found = torch.cholesky_solve(right.T, factor).T
-        else:
-            values, vectors = torch.linalg.eigh(matrix)
-            kept = values.abs() > values.abs().max() * size * torch.finfo(values.dtype).eps
-            inverse = torch.where(kept, 1 / values, 0)
-            found = right @ vectors * inverse @ vectors.T
-        reason = NEGATIVE if bool(failed) else CONVERGED
-        rest = (right - found @ matrix).norm(dim=1)
-        return Solution(found, _relative(rest, right), (reason,) * len(right))
-
-
-def as_solver(solver: object) -> Solver:
-    """Return a solver by name, or the solver itself.
-
-    Args:
-        solver: ``"cg"``, ``"direct"``, ``"exact"`` (the same), or a `Solver`.
+        product: A.
+        found: s.
+        right: g.
 
     Returns:
-        The solver.
-
-    Raises:
-        ArgumentError: If it is none of these.
+        Shape ``[query]``.
     """
-    named: dict[object, Solver] = {"cg": CG(), "direct": Direct(), "exact": Direct()}
-    if isinstance(solver, str) and solver in named:
-        return named[solver]
-    if isinstance(solver, Solver) and not isinstance(solver, type):
-        return solver
-    raise ArgumentError.of(
-        "solver",
-        expected=f"one of {sorted(map(str, named))}, a Solver such as CG(rtol=1e-8), or an object "
-        "with influences(train_idxs, test_idxs)",
-        got=repr(solver)[:60],
-        do='For example solver="cg".',
-    )
-
-
-def _residual(product: Product, found: Tensor, right: Tensor) -> Tensor:
     if not bool(right.any()):
         return torch.zeros_like(right[:, 0])
-    return _relative((right - product(found)).norm(dim=1), right)
+    return relative((right - product(found)).norm(dim=1), right)
 
 
-def _relative(rest: Tensor, right: Tensor) -> Tensor:
+def relative(rest: Tensor, right: Tensor) -> Tensor:
+    """Return lengths relative to those of right-hand sides, 0 where these are 0.
+
+    Args:
+        rest: Lengths ``[query]``.
+        right: Right-hand sides ``[query, P]``.
+
+    Returns:
+        Shape ``[query]``.
+    """
     whole = right.norm(dim=1)
     return torch.where(whole > 0, rest / whole.clamp(min=torch.finfo(whole.dtype).tiny), 0.0)

@@ -1,0 +1,55 @@
+"""Gradients of queries, several at a time where that changes nothing."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..batch import batch_size
+from ..measurement import IndexedData
+from ..target import Target
+from .blocks import dense_all
+from .data import chunks, of_one_shape
+from .gathered import Gathered
+from .objective import Objective
+from .per_example import mean_gradient
+from .point import Point
+
+__all__ = ["asked_gradients"]
+
+
+def asked_gradients(
+    point: Point, objective: Objective, query: Target, data: IndexedData, size: int | None = None
+) -> Tensor:
+    """Return ∇L_q of every example of a data set, each asked about by itself.
+
+    Args:
+        point: The model.
+        objective: Gives outputs.
+        query: What is asked about.
+        data: The examples. Where all have one shape, so that none pads another, they are run
+            several at a time.
+        size: Examples run at once.
+
+    Returns:
+        Shape ``[query, P]``, in double precision.
+    """
+    indices = range(len(data))
+    if objective.asks_by_itself(query) or not of_one_shape(data):
+        losses = partial(objective.query_losses, query=query)
+        singles = chunks(data, indices, 1, point)
+        return torch.stack([mean_gradient(point, losses, [batch]) for batch in singles])
+    gathered = Gathered(point, objective, lambda: ())
+    rows = []
+    for batch in chunks(data, indices, size, point):
+        pieces = gathered.of(batch, partial(_turned, query, batch))
+        rows.append(dense_all(gathered.blocks, pieces, batch_size(batch), point.size))
+    return torch.cat(rows)
+
+
+def _turned(query: Target, batch: Any, outputs: Tensor) -> Tensor:
+    value = query(outputs, batch)
+    return -value if query.higher_is_better else value

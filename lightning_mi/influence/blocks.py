@@ -1,0 +1,226 @@
+"""The parameters in blocks that curvature takes as independent, and sums over examples for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .pieces import Factor, Matrix, Piece, Vector
+from .point import Point, wide
+
+__all__ = ["Block", "blocks_of", "dense", "dense_all", "dots", "grouped", "in_parts", "summed"]
+
+ENTRIES = 2**22
+"""Entries of the gradients of one block that exist at once; so many stay in a processor's cache."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A weight with its bias, or any other parameter.
+
+    Args:
+        name: Name of the weight or parameter.
+        shape: ``(left, right)`` with the bias as a last row or column, or ``(number,)``.
+        index: Place of every entry in the vector of all parameters, in this shape.
+        bias: Name of the bias, or None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    index: Tensor
+    bias: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return self.index.numel()
+
+    def take(self, vectors: Tensor) -> Tensor:
+        """Return this block's part of vectors ``[vector, P]`` as ``[vector, *shape]``."""
+        return vectors[:, self.index.flatten()].reshape(-1, *self.shape)
+
+    def put(self, vectors: Tensor, part: Tensor) -> None:
+        """Write this block's part into vectors ``[vector, P]``."""
+        vectors[:, self.index.flatten()] = part.reshape(len(part), -1).to(vectors.dtype)
+
+
+def blocks_of(pieces: Iterable[Piece], point: Point) -> list[Block]:
+    """Return blocks for all parameters: as the pieces are made, the rest in full.
+
+    Args:
+        pieces: Of one pass.
+        point: The parameters.
+
+    Returns:
+        Blocks in the order of the parameters; each parameter is in one of them.
+    """
+    matrices = {p.name: p for p in pieces if isinstance(p, Matrix)}
+    vectors = {p.name for p in pieces if isinstance(p, Vector)}
+    joined = {p.bias for p in matrices.values() if p.bias is not None}
+    places = _places(point)
+    found = []
+    for name, place in places.items():
+        piece = matrices.get(name)
+        if name in joined:
+            continue
+        if piece is None or name in vectors:
+            found.append(Block(name, (place.numel(),), place.flatten()))
+            continue
+        index = _index(piece, places)
+        found.append(Block(name, tuple(index.shape), index, piece.bias))
+    return found
+
+
+def _places(point: Point) -> dict[str, Tensor]:
+    places, start = {}, 0
+    for name, p in point.parameters.items():
+        places[name] = torch.arange(start, start + p.numel(), device=p.device).reshape(p.shape)
+        start += p.numel()
+    return places
+
+
+def _index(piece: Matrix, places: dict[str, Tensor]) -> Tensor:
+    own = places[piece.name]
+    if piece.bias is None:
+        return own.reshape(piece.left.size, piece.right.size)
+    bias = places[piece.bias]
+    if piece.left.pulled:
+        return torch.cat([own.reshape(len(bias), -1), bias[:, None]], 1)
+    return torch.cat([own.reshape(-1, len(bias)), bias[None]], 0)
+
+
+def grouped(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
+    """Return pieces by the name of their block."""
+    found: dict[str, list[Piece]] = {}
+    for piece in pieces:
+        found.setdefault(piece.name, []).append(piece)
+    return found
+
+
+def dense(block: Block, pieces: Sequence[Piece]) -> Tensor:
+    """Return gradients in full.
+
+    Args:
+        block: The block.
+        pieces: Its pieces, at least one; they add up.
+
+    Returns:
+        Shape ``[cotangent, example, *block.shape]``.
+    """
+    parts = [p.values if isinstance(p, Vector) else _outer(p) for p in pieces]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total.reshape(*total.shape[:2], *block.shape)
+
+
+def _outer(piece: Matrix) -> Tensor:
+    left, right = piece.left, piece.right
+    if left.is_ids:
+        return _scattered(left, right.rows)
+    if right.is_ids:
+        return _scattered(right, left.rows).transpose(-1, -2)
+    if left.rows.shape[2] == 1:
+        return left.rows[:, :, 0, :, None] * right.rows[:, :, 0, None]
+    return left.rows.transpose(-1, -2) @ right.rows
+
+
+def _scattered(ids: Factor, rows: Tensor) -> Tensor:
+    """Return rows added up by their ids, ``[cotangent, example, id, size]``."""
+    cotangents, examples, count, size = rows.shape
+    found = rows.new_zeros(cotangents, examples, ids.size, size)
+    places = ids.rows[..., None].expand(cotangents, examples, count, size)
+    return found.scatter_add_(2, places, rows)
+
+
+def summed(block: Block, piece: Piece) -> Tensor:
+    """Return the gradient summed over examples.
+
+    Args:
+        block: The block.
+        piece: One of its pieces.
+
+    Returns:
+        Shape ``[cotangent, *block.shape]``.
+    """
+    if isinstance(piece, Vector):
+        return piece.values.sum(1).reshape(-1, *block.shape)
+    if piece.inputs.is_ids:
+        flat = [replace(f, rows=f.rows.flatten(1, 2)[:, None]) for f in (piece.left, piece.right)]
+        return _outer(replace(piece, left=flat[0], right=flat[1]))[:, 0]
+    left, right = (f.rows.flatten(1, 2) for f in (piece.left, piece.right))
+    return left.transpose(-1, -2) @ right
+
+
+def in_parts(block: Block, pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """Yield pieces of a few examples at a time, so that their gradients in full stay small.
+
+    Args:
+        block: The block.
+        pieces: Its pieces.
+
+    Yields:
+        The pieces for some examples, one after the other.
+    """
+    if not pieces:
+        return
+    shapes = [p.values.shape if isinstance(p, Vector) else p.pulled.rows.shape for p in pieces]
+    cotangents, examples = shapes[0][:2]
+    step = max(1, ENTRIES // (block.size * cotangents))
+    for start in range(0, examples, step):
+        yield [p.examples(slice(start, start + step)) for p in pieces]
+
+
+def dense_all(blocks: Sequence[Block], pieces: Iterable[Piece], examples: int, size: int) -> Tensor:
+    """Return whole gradients of the first cotangent.
+
+    Args:
+        blocks: All blocks.
+        pieces: Of one pass.
+        examples: Number of examples.
+        size: P.
+
+    Returns:
+        Shape ``[example, P]``, in double precision (single on devices without it).
+    """
+    by_name, device = grouped(pieces), blocks[0].index.device
+    found = torch.zeros(examples, size, dtype=wide(device), device=device)
+    for block in blocks:
+        of_block = by_name.get(block.name)
+        if of_block:
+            block.put(found, dense(block, [p.part(slice(0, 1)) for p in of_block])[0])
+    return found
+
+
+def dots(block: Block, pieces: Sequence[Piece], weights: Tensor) -> Tensor:
+    """Return the products of gradients of the first cotangent with vectors.
+
+    Args:
+        block: The block.
+        pieces: Its pieces.
+        weights: Shape ``[vector, *block.shape]``.
+
+    Returns:
+        Shape ``[example, vector]``.
+    """
+    found: Tensor | None = None
+    for piece in pieces:
+        part = _dots(block, piece.part(slice(0, 1)), weights)
+        found = part if found is None else found + part
+    return weights.new_zeros(0) if found is None else found
+
+
+def _dots(block: Block, piece: Piece, weights: Tensor) -> Tensor:
+    if isinstance(piece, Matrix) and piece.inputs.is_ids:
+        ids, rows = piece.inputs.rows[0], piece.pulled.rows[0]
+        each = weights if piece.left.is_ids else weights.transpose(1, 2)
+        return torch.stack([(w[ids] * rows).flatten(1).sum(1) for w in each], 1)
+    if isinstance(piece, Matrix) and len(weights) == 1:
+        left, right = piece.left.rows[0], piece.right.rows[0]
+        return ((left @ weights[0]) * right).flatten(1).sum(1, keepdim=True)
+    flat = weights.flatten(1).T
+    parts = in_parts(block, [piece])
+    return torch.cat([dense(block, part)[0].flatten(1) @ flat for part in parts])

@@ -1,0 +1,128 @@
+"""Solving (H̄ + λI) s = g with the whole matrix: `Direct`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+from .dense import gauss_newton
+from .gathered import FEW
+from .products import Curvature
+from .solvers import CONVERGED, NEGATIVE, Inverse, Product, Solution, relative
+
+__all__ = ["Direct"]
+
+
+@dataclass(frozen=True)
+class Direct:
+    """The whole matrix and its Cholesky factor; the most exact solver, and for small models fast.
+
+    The Gauss-Newton matrix of up to `FEW` outputs is made of layer inputs and output gradients;
+    any other row by row. Where the matrix is not positive definite the reason to stop says so, and
+    the system is solved through its eigenvectors, leaving out eigenvalues that are zero to
+    rounding.
+
+    Args:
+        max_parameters: Refuse larger models: the matrix has P² entries.
+    """
+
+    max_parameters: int = 10_000
+
+    def prepare(self, product: Product) -> Inverse:
+        """Make the matrix and factorise it once.
+
+        Args:
+            product: v ↦ (H̄ + λI) v for rows v.
+
+        Returns:
+            What solves for right-hand sides.
+        """
+        return _Inverse(self, product)
+
+    def solve(self, product: Product, right: Tensor) -> Solution:
+        """Return s with product(s) = right.
+
+        Args:
+            product: v ↦ (H̄ + λI) v for rows v.
+            right: Right-hand sides ``[query, P]``.
+
+        Returns:
+            The solution.
+
+        Raises:
+            ArgumentError: If the model is too large.
+        """
+        return self.prepare(product)(right)
+
+
+class _Inverse:
+    """Solves for right-hand sides; the matrix is made at the first, whose size says how large."""
+
+    def __init__(self, direct: Direct, product: Product) -> None:
+        self.direct, self.product = direct, product
+        self._factor: Tensor | None = None
+        self._made: tuple[Tensor, Tensor] | None = None
+        self._eigen: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, right: Tensor) -> Solution:
+        matrix, order = self._matrix(right)
+        ordered = right[:, order]
+        if self._eigen is None and self._factor is not None:
+            solved = torch.cholesky_solve(ordered.T, self._factor).T
+            reason = CONVERGED
+        else:
+            solved, reason = self._through_eigenvectors(ordered), NEGATIVE
+        rest = (ordered - solved @ matrix).norm(dim=1)
+        found = torch.empty_like(right)
+        found[:, order] = solved
+        return Solution(found, relative(rest, right), (reason,) * len(right))
+
+    def _matrix(self, right: Tensor) -> tuple[Tensor, Tensor]:
+        if self._made is None:
+            self._check(right.shape[1])
+            matrix, order = _whole(self.product, right)
+            factor, failed = torch.linalg.cholesky_ex(matrix)
+            if bool(failed):
+                values, vectors = torch.linalg.eigh(matrix)
+                self._eigen = (values, vectors)
+            self._factor, self._made = factor, (matrix, order)
+        return self._made
+
+    def _through_eigenvectors(self, right: Tensor) -> Tensor:
+        if self._eigen is None:
+            return torch.full_like(right, float("nan"))
+        values, vectors = self._eigen
+        kept = values.abs() > values.abs().max() * len(values) * torch.finfo(values.dtype).eps
+        return right @ vectors * torch.where(kept, 1 / values, 0) @ vectors.T
+
+    def _check(self, size: int) -> None:
+        if size > self.direct.max_parameters:
+            raise ArgumentError.of(
+                "solver",
+                expected=f"at most {self.direct.max_parameters:,} parameters for a direct solve",
+                got=f"{size:,}",
+                do='Use solver="cg" or solver="ekfac".',
+            )
+
+
+def _whole(product: Product, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the matrix, and the place of each of its rows in the vector of all parameters."""
+    everything = torch.arange(right.shape[1], device=right.device)
+    found = _gauss_newton(product) if isinstance(product, Curvature) else None
+    if found is not None:
+        return found
+    matrix = product(torch.eye(len(everything), dtype=right.dtype, device=right.device))
+    return (matrix + matrix.T) / 2, everything
+
+
+def _gauss_newton(curvature: Curvature) -> tuple[Tensor, Tensor] | None:
+    """Return the matrix made of layer inputs, or None where rows are the better way."""
+    ridge = curvature.ridge()
+    if curvature.kind != "gauss-newton" or ridge is None or curvature.outputs > FEW:
+        return None
+    matrix, order = gauss_newton(curvature.gathered("exact"))
+    matrix.diagonal().add_(ridge[order] + curvature.damping)
+    return matrix, order

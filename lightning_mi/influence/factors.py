@@ -1,0 +1,329 @@
+"""K-FAC and EK-FAC: the curvature of each layer as a Kronecker product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+from .blocks import Block, dense, grouped, in_parts
+from .gathered import Gathered, Labels
+from .pieces import Factor, Matrix, Piece, Vector
+from .point import wide
+from .products import Curvature
+from .solvers import APPROXIMATE, Inverse, Product, Solution
+
+__all__ = ["EKFAC", "KFAC", "Eigen", "eigen_of"]
+
+LONGEST_SIDE = 4096
+"""Longest side of a weight whose covariance is taken whole; beyond, only its diagonal."""
+
+LONGEST_VECTOR = 1024
+"""Most numbers of another parameter whose covariance is taken whole."""
+
+
+@dataclass(frozen=True)
+class KFAC:
+    """Kronecker-factored curvature (Martens & Grosse 2015), inverted layer by layer.
+
+    For a layer with inputs a (1 appended for a bias) and output gradients s, Jᵀ r of the columns r
+    of the outputs' curvature: G ≈ S ⊗ A with A = E[a aᵀ] over rows (positions of a text, places of
+    a filter) and S = E[Σ s sᵀ] over examples. Other parameters are blocks of their own, in full
+    up to 1,024 numbers and diagonal beyond; so are the two sides of an embedding, whose inputs
+    are one-hot. Different blocks are taken as independent.
+
+    Args:
+        labels: ``"auto"``, ``"exact"``, ``"sampled"`` or ``"true"``; see `Gathered`.
+        relative_damping: None adds the one λ of the call to every eigenvalue. A number c adds c
+            times the mean eigenvalue of each block instead (0.1 in Grosse et al. 2023); such
+            scores are on no common scale over checkpoints.
+    """
+
+    labels: Labels = "auto"
+    relative_damping: float | None = None
+
+    @property
+    def corrected(self) -> bool:
+        """Whether eigenvalues are measured in the eigenbasis."""
+        return False
+
+    def prepare(self, product: Product) -> Inverse:
+        """Gather the factors.
+
+        Args:
+            product: The curvature.
+
+        Returns:
+            What applies the inverse to right-hand sides.
+
+        Raises:
+            ArgumentError: If the product is no Gauss-Newton curvature of a model.
+        """
+        curvature = structured(product, type(self).__name__)
+        gathered = curvature.gathered(self.labels)
+        eigen = eigen_of(gathered, corrected=self.corrected)
+        ridge = curvature.ridge()
+        dampings = {}
+        for block in gathered.blocks:
+            own = 0.0 if ridge is None else float(ridge[block.index].mean())
+            scale = self.relative_damping
+            mean = float(eigen[block.name].values.mean())
+            dampings[block.name] = own + (curvature.damping if scale is None else scale * mean)
+        return Eigens(gathered.blocks, eigen, dampings, gathered.used)
+
+    def solve(self, product: Product, right: Tensor) -> Solution:
+        """Return the approximate inverse applied to each right-hand side.
+
+        Args:
+            product: The curvature.
+            right: Right-hand sides ``[query, P]``.
+
+        Returns:
+            The solution; its residual is not known.
+
+        Raises:
+            ArgumentError: If the product is no Gauss-Newton curvature of a model.
+        """
+        return self.prepare(product)(right)
+
+
+@dataclass(frozen=True)
+class EKFAC(KFAC):
+    """Eigenvalue-corrected K-FAC (George et al. 2018; Grosse et al. 2023 for influence).
+
+    The eigenbases of `KFAC`, with the eigenvalues Λ = E[Σ (Q_Sᵀ (Jᵀ r) Q_A)²] measured in them over
+    whole examples. Arguments as there.
+    """
+
+    @property
+    def corrected(self) -> bool:
+        """Whether eigenvalues are measured in the eigenbasis."""
+        return True
+
+
+def structured(product: Product, name: str) -> Curvature:
+    """Return the curvature that a layer-wise solver needs.
+
+    Args:
+        product: What the solver was given.
+        name: Of the solver.
+
+    Returns:
+        The curvature.
+
+    Raises:
+        ArgumentError: If it is no Gauss-Newton curvature of a model.
+    """
+    if not isinstance(product, Curvature) or product.kind != "gauss-newton":
+        got = "the Hessian" if isinstance(product, Curvature) else "another product"
+        raise ArgumentError.of(
+            "curvature",
+            expected=f'"gauss-newton" for {name}, which approximates that matrix',
+            got=got,
+            do='Use curvature="gauss-newton", or solver="cg".',
+        )
+    return product
+
+
+@dataclass(frozen=True, eq=False)
+class Eigen:
+    """Eigenbases and eigenvalues of one block.
+
+    Args:
+        bases: One for each dimension of the block; None is the identity.
+        values: Shaped like the block.
+    """
+
+    bases: tuple[Tensor | None, ...]
+    values: Tensor
+
+    def turned(self, part: Tensor) -> Tensor:
+        """Return ``[vector, *shape]`` in the eigenbasis."""
+        for dim, basis in enumerate(self.bases, 1):
+            if basis is not None:
+                part = (part.transpose(dim, -1) @ basis.to(part.dtype)).transpose(dim, -1)
+        return part
+
+    def back(self, part: Tensor) -> Tensor:
+        """Return what `turned` was given."""
+        for dim, basis in enumerate(self.bases, 1):
+            if basis is not None:
+                part = (part.transpose(dim, -1) @ basis.T.to(part.dtype)).transpose(dim, -1)
+        return part
+
+
+@dataclass(frozen=True, eq=False)
+class Eigens:
+    """The inverse of a block-diagonal curvature with known eigenvalues."""
+
+    blocks: Sequence[Block]
+    eigen: dict[str, Eigen]
+    dampings: dict[str, float]
+    labels: str
+
+    def __call__(self, right: Tensor) -> Solution:
+        """Return the solution for each right-hand side ``[query, P]``."""
+        found = torch.zeros_like(right)
+        for block in self.blocks:
+            own = self.eigen[block.name]
+            turned = own.turned(block.take(right))
+            divided = turned / (own.values.to(turned) + self.dampings[block.name])
+            block.put(found, own.back(torch.where(turned == 0, 0.0, divided)))
+        details = {"labels": self.labels}
+        if len(set(self.dampings.values())) > 1:
+            details["damping_by_block"] = str(self.dampings)
+        return Solution.approximate(found, APPROXIMATE, details)
+
+
+def eigen_of(gathered: Gathered, *, corrected: bool = True) -> dict[str, Eigen]:
+    """Return eigenbases and eigenvalues of every block.
+
+    Args:
+        gathered: The gradients.
+        corrected: Measure the eigenvalues in the eigenbasis (EK-FAC) rather than multiply those
+            of the factors (K-FAC).
+
+    Returns:
+        By name of the block.
+    """
+    sums = {b.name: _sums(b, gathered) for b in gathered.blocks}
+    examples = 0
+    for chunk in gathered:
+        examples += chunk.examples
+        for name, pieces in grouped(chunk.curvature).items():
+            for piece in pieces:
+                sums[name].add(piece)
+    eigen = {b.name: sums[b.name].eigen(b, examples) for b in gathered.blocks}
+    if corrected:
+        _correct(gathered, eigen, examples)
+    return eigen
+
+
+def _sums(block: Block, gathered: Gathered) -> Sums:
+    device = gathered.point.device
+    limit = LONGEST_SIDE if len(block.shape) == 2 else LONGEST_VECTOR
+    return Sums([Side(size, size > limit, wide(device), device) for size in block.shape])
+
+
+class Side:
+    """A sum of outer products, or of their diagonals where that is all that is needed."""
+
+    def __init__(self, size: int, diagonal: bool, dtype: torch.dtype, device: torch.device) -> None:
+        self.size, self.diagonal, self.dtype, self.device = size, diagonal, dtype, device
+        self.whole: Tensor | None = None
+        self.line = torch.zeros(size, dtype=dtype, device=device)
+
+    def add(self, rows: Tensor, weight: float = 1.0) -> None:
+        """Add rows ``[…, size]``, or the vectors that ids stand for."""
+        if not rows.is_floating_point():
+            counts = torch.bincount(rows.flatten(), minlength=self.size)
+            self.line += weight * counts.to(self.dtype)
+            return
+        flat = rows.reshape(-1, self.size)
+        if self.diagonal:
+            self.line += weight * flat.square().sum(0).to(self.dtype)
+            return
+        product = (flat.T @ flat).to(self.dtype) * weight
+        self.whole = product if self.whole is None else self.whole + product
+
+    def eigen(self, scale: float) -> tuple[Tensor, Tensor | None]:
+        """Return eigenvalues and eigenvectors; None for those of a diagonal matrix."""
+        if self.whole is None:
+            return self.line * scale, None
+        matrix = (self.whole + torch.diag(self.line)) * scale
+        values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+        return values.clamp(min=0), vectors
+
+
+@dataclass(eq=False)
+class Sums:
+    """The covariances of a block's sides while they are gathered."""
+
+    sides: list[Side]
+    rows: list[int] = field(default_factory=lambda: [0, 0])
+    pulled: list[bool] = field(default_factory=lambda: [True, True])
+
+    def add(self, piece: Piece) -> None:
+        """Add a piece."""
+        if isinstance(piece, Vector):
+            self.sides[0].add(piece.values)
+            return
+        for place, factor in enumerate((piece.left, piece.right)):
+            self.sides[place].add(factor.rows)
+            if not factor.pulled:
+                self.pulled[place] = False
+                self.rows[place] += factor.rows.shape[1] * factor.rows.shape[2]
+
+    def eigen(self, block: Block, examples: int) -> Eigen:
+        """Return the eigenvectors, and the products of the eigenvalues."""
+        scales = [
+            1 / max(1, examples if self.pulled[i] else self.rows[i])
+            for i in range(len(block.shape))
+        ]
+        pairs = [side.eigen(scale) for side, scale in zip(self.sides, scales, strict=True)]
+        values = pairs[0][0]
+        if len(pairs) == 2:
+            values = values[:, None] * pairs[1][0]
+        return Eigen(tuple(vectors for _, vectors in pairs), values)
+
+
+def _correct(gathered: Gathered, eigen: dict[str, Eigen], examples: int) -> None:
+    """Replace eigenvalues by the mean squares of gradients in the eigenbasis."""
+    blocks = {b.name: b for b in gathered.blocks if len(b.shape) == 2}
+    totals = {n: torch.zeros_like(eigen[n].values) for n in blocks}
+    for chunk in gathered:
+        for name, pieces in grouped(chunk.curvature).items():
+            if name in blocks:
+                totals[name] += _squares(blocks[name], pieces, eigen[name])
+    for name, total in totals.items():
+        eigen[name] = replace(eigen[name], values=total / max(1, examples))
+
+
+def _squares(block: Block, pieces: Sequence[Piece], eigen: Eigen) -> Tensor:
+    """Return Σ (Q_Lᵀ gradient Q_R)² over cotangents and examples."""
+    turned = [_turned(p, eigen) for p in pieces if isinstance(p, Matrix)]
+    if len(turned) == 1:
+        (one,) = turned
+        if one.inputs.is_ids:
+            return _squares_by_id(one, block)
+        if one.left.rows.shape[2] == 1:
+            left, right = (f.rows[:, :, 0].square().sum(0) for f in (one.left, one.right))
+            return (left.T @ right).to(eigen.values.dtype)
+    total = torch.zeros_like(eigen.values)
+    for part in in_parts(block, turned):
+        whole = dense(block, part)
+        total += whole.flatten(0, 1).square_().sum(0).to(total.dtype)
+    return total
+
+
+def _turned(piece: Matrix, eigen: Eigen) -> Matrix:
+    left, right = eigen.bases
+    return replace(piece, left=_rotated(piece.left, left), right=_rotated(piece.right, right))
+
+
+def _rotated(factor: Factor, basis: Tensor | None) -> Factor:
+    if basis is None:
+        return factor
+    if factor.is_ids:
+        return replace(factor, rows=basis[factor.rows])
+    return replace(factor, rows=factor.rows @ basis.to(factor.rows.dtype))
+
+
+def _squares_by_id(piece: Matrix, block: Block) -> Tensor:
+    """Return the squares where one side is one-hot, without a gradient of the whole table."""
+    ids, rows = piece.inputs.rows[0], piece.pulled.rows
+    size = piece.inputs.size
+    keys = ids + size * torch.arange(len(ids), device=ids.device)[:, None]
+    unique: Any = torch.unique
+    pairs, places = unique(keys.flatten(), return_inverse=True)
+    total = rows.new_zeros(size, rows.shape[-1])
+    for each in rows:
+        added = rows.new_zeros(len(pairs), rows.shape[-1])
+        added.index_add_(0, places, each.flatten(0, 1))
+        total.index_add_(0, pairs % size, added.square())
+    found = total if piece.left.is_ids else total.T
+    return found.reshape(block.shape).double() if found.device.type != "mps" else found

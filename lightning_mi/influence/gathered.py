@@ -1,0 +1,379 @@
+"""What every approximation of the curvature is made of, batch by batch: `Gathered`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..batch import batch_size
+from ..errors import ArgumentError
+from ..task import IGNORED, Classification, NextToken
+from .blocks import Block, blocks_of, dots, grouped, summed
+from .data import row
+from .objective import Objective
+from .pieces import Piece, Vector, pieces_of
+from .point import Point, repeatable_attention, wide
+from .reader import Reader
+
+__all__ = ["Chunk", "Gathered", "Labels", "curvature_columns"]
+
+Labels: TypeAlias = Literal["auto", "exact", "sampled", "true"]
+"""Which output gradients make the curvature: see `Gathered`."""
+
+FEW = 32
+"""Outputs of an example up to which their curvature is taken exactly."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Gradients of a batch.
+
+    Args:
+        curvature: Pieces whose cotangents are the columns of a root of the outputs' curvature.
+        losses: Pieces of the examples' own losses, one cotangent.
+        examples: How many.
+    """
+
+    curvature: list[Piece]
+    losses: list[Piece]
+    examples: int
+
+
+class Gathered:
+    """The gradients of all training examples, in factors, from one pass over the data.
+
+    The curvature of an example is Jᵀ (∇²_out ℓ) J = Σₖ (Jᵀ rₖ)(Jᵀ rₖ)ᵀ. ``"exact"`` takes columns
+    rₖ with Σₖ rₖ rₖᵀ = ∇²_out ℓ (for a classifier √p_c (p − e_c), which is the expectation over the
+    model's own labels); ``"sampled"`` one random r with that expectation, drawn for each example by
+    its place in the data, so that batches do not matter; ``"true"`` the gradient of the example's
+    own loss, the *empirical* Fisher matrix, which is another one. ``"auto"`` is exact up to `FEW`
+    outputs and sampled beyond.
+
+    Args:
+        point: The model.
+        objective: Outputs and losses.
+        batches: Called for a fresh pass over the data.
+        labels: Which.
+        seed: Of the samples.
+        budget: Bytes of gradients that are kept between passes.
+    """
+
+    def __init__(
+        self,
+        point: Point,
+        objective: Objective,
+        batches: Callable[[], Iterable[Any]],
+        labels: Labels = "auto",
+        seed: int = 0,
+        budget: int = 2**30,
+    ) -> None:
+        self.point, self.objective, self.batches = point, objective, batches
+        self.labels, self.seed, self.budget = labels, seed, budget
+        self._reader = Reader(point, objective.outputs)
+        self._kept: list[Chunk] = []
+        self._complete = False
+        self._blocks: list[Block] | None = None
+        self.used: str = labels
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The parameters in blocks."""
+        if self._blocks is None:
+            next(iter(self))
+        if self._blocks is None:
+            raise RuntimeError("No batch was read.")
+        return self._blocks
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Yield all batches; what fits into the budget is computed once."""
+        if self._complete:
+            yield from self._kept
+            return
+        kept: list[Chunk] | None = []
+        start, size = 0, 0
+        for batch in self.batches():
+            chunk = self._chunk(batch, start)
+            start += chunk.examples
+            size += _bytes(chunk)
+            kept = None if kept is None or size > self.budget else [*kept, chunk]
+            yield chunk
+        if kept is not None:
+            self._kept, self._complete = kept, True
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it is in memory."""
+        return self._complete
+
+    def mean(self) -> Tensor:
+        """Return the mean of ∇ℓᵢ over all examples, ``[P]``."""
+        device = self.point.device
+        total = torch.zeros(1, self.point.size, dtype=wide(device), device=device)
+        examples = 0
+        for chunk in self:
+            examples += chunk.examples
+            by_name = grouped(chunk.losses)
+            for block in self.blocks:
+                for piece in by_name.get(block.name, []):
+                    block.put(total, block.take(total) + summed(block, piece)[:1])
+        return total[0] / max(1, examples)
+
+    def dots(self, vectors: Tensor) -> Tensor:
+        """Return ∇ℓᵢ · v for all examples and some vectors ``[vector, P]``.
+
+        Args:
+            vectors: The vectors.
+
+        Returns:
+            Shape ``[example, vector]``, in double precision.
+        """
+        rows = []
+        kind = torch.float32 if self.point.dtype.itemsize < 4 else self.point.dtype
+        parts = {b.name: b.take(vectors).to(kind) for b in self.blocks}
+        for chunk in self:
+            row = vectors.new_zeros(chunk.examples, len(vectors))
+            by_name = grouped(chunk.losses)
+            for block in self.blocks:
+                if block.name in by_name:
+                    row += dots(block, by_name[block.name], parts[block.name])
+            rows.append(row)
+        return torch.cat(rows)
+
+    def own(self, batch: Any) -> list[Piece]:
+        """Return the gradients of the losses of a batch alone."""
+        return self._read(batch, lambda out: [self._slope(out, batch)])
+
+    def of(self, batch: Any, scalar: Callable[[Tensor], Tensor]) -> list[Piece]:
+        """Return the gradients of a function of the outputs ``[example, …] -> [example]``."""
+
+        def cotangents(outputs: Tensor) -> list[Tensor]:
+            with torch.enable_grad():
+                free = outputs.requires_grad_()
+                value = scalar(free).sum()
+                if not value.requires_grad:
+                    return [torch.zeros_like(outputs)]
+                return [torch.autograd.grad(value, free)[0]]
+
+        return self._read(batch, cotangents)
+
+    def _chunk(self, batch: Any, start: int) -> Chunk:
+        counts: list[int] = []
+
+        def cotangents(outputs: Tensor) -> list[Tensor]:
+            own = self._slope(outputs, batch)
+            if self.labels == "true":
+                counts.append(1)
+                self.used = "true"
+                return [own]
+            self.used, columns = curvature_columns(
+                self.objective,
+                outputs,
+                batch,
+                self.labels,
+                range(start, start + len(outputs)),
+                self.seed,
+            )
+            counts.append(len(columns))
+            return [*columns, own]
+
+        pieces = self._read(batch, cotangents)
+        k = counts[0]
+        losses = pieces if self.labels == "true" else [p.part(slice(k, k + 1)) for p in pieces]
+        curvature = pieces if self.labels == "true" else [p.part(slice(0, k)) for p in pieces]
+        return Chunk(curvature, losses, batch_size(batch))
+
+    def _slope(self, outputs: Tensor, batch: Any) -> Tensor:
+        with torch.enable_grad():
+            free = outputs.detach().requires_grad_()
+            value = self.objective.losses(free, batch).sum()
+            if not value.requires_grad:
+                return torch.zeros_like(outputs)
+            return torch.autograd.grad(value, free)[0]
+
+    def _read(self, batch: Any, cotangents: Callable[[Tensor], list[Tensor]]) -> list[Piece]:
+        read = self._reader.read(batch, cotangents)
+        pieces, apart = pieces_of(read, self.point)
+        if apart:
+            pieces = pieces + self._apart(batch, cotangents, apart, read.values)
+        if self._blocks is None:
+            self._blocks = blocks_of(pieces, self.point)
+        return pieces
+
+    def _apart(
+        self,
+        batch: Any,
+        cotangents: Callable[[Tensor], list[Tensor]],
+        names: frozenset[str],
+        values: Tensor | None,
+    ) -> list[Piece]:
+        """Return the gradients of some parameters, one example at a time."""
+        if values is None:
+            with torch.no_grad():
+                values = self.point.call(partial(self.objective.outputs, batch=batch)).detach()
+        vectors = cotangents(values)
+        leaves = {n: self.point.parameters[n] for n in sorted(names)}
+        rows: dict[str, list[Tensor]] = {n: [] for n in leaves}
+        for i in range(batch_size(batch)):
+            single = row(batch, i)
+            with repeatable_attention(self.point.device), torch.enable_grad():
+                out = self.point.call(partial(self.objective.outputs, batch=single))
+                for name, each in _pulled(out, [v[i : i + 1] for v in vectors], leaves).items():
+                    rows[name].append(each)
+        return [Vector(n, torch.stack(r, 1)) for n, r in rows.items()]
+
+
+def _pulled(out: Tensor, vectors: list[Tensor], leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return for each parameter the gradients along each vector, ``[cotangent, number]``."""
+    found: dict[str, list[Tensor]] = {n: [] for n in leaves}
+    for vector in vectors:
+        grads: Sequence[Tensor | None] = [None] * len(leaves)
+        if out.requires_grad:
+            grads = torch.autograd.grad(
+                out, list(leaves.values()), vector, retain_graph=True, allow_unused=True
+            )
+        for (name, p), g in zip(leaves.items(), grads, strict=True):
+            whole = torch.zeros_like(p) if g is None else g
+            found[name].append(_wide(whole.detach().flatten()))
+    return {n: torch.stack(each) for n, each in found.items()}
+
+
+def curvature_columns(
+    objective: Objective,
+    outputs: Tensor,
+    batch: Any,
+    labels: Labels,
+    places: Sequence[int],
+    seed: int,
+) -> tuple[str, list[Tensor]]:
+    """Return columns whose outer products add up to the curvature of the losses in the outputs.
+
+    Args:
+        objective: The losses.
+        outputs: Shape ``[example, …]``, detached.
+        batch: The batch.
+        labels: ``"auto"``, ``"exact"`` or ``"sampled"``.
+        places: Place of each example in the data, which seeds its sample.
+        seed: Seeds all of them.
+
+    Returns:
+        Which way was taken, and tensors shaped like the outputs.
+
+    Raises:
+        ArgumentError: If the curvature can be taken in neither way.
+    """
+    count = outputs[0].numel()
+    task = objective.task
+    exact = labels == "exact" or (labels == "auto" and count <= FEW)
+    if exact:
+        if type(task).loss is Classification.loss and outputs.ndim == 2 and count > 1:
+            return "exact", _class_columns(outputs)
+        return "exact", _root_columns(objective, outputs, batch)
+    if isinstance(task, NextToken) and _own_loss(task) and outputs.ndim == 3:
+        return "sampled", [_sampled_tokens(task, outputs, batch, places, seed)]
+    if type(task).loss is Classification.loss and outputs.ndim == 2:
+        u = _uniform(places, 1, seed, outputs)[:, 0]
+        return "sampled", [_drawn(outputs, u)]
+    return "sampled", [_diagonal_column(objective, outputs, batch, places, seed)]
+
+
+def _own_loss(task: NextToken) -> bool:
+    kind = type(task)
+    return kind.loss is NextToken.loss and kind.token_losses is NextToken.token_losses
+
+
+def _class_columns(outputs: Tensor) -> list[Tensor]:
+    p = outputs.double().softmax(-1) if outputs.device.type != "mps" else outputs.softmax(-1)
+    eye = torch.eye(p.shape[1], dtype=p.dtype, device=p.device)
+    columns = p.T.sqrt()[..., None] * (p[None] - eye[:, None])
+    return list(columns.to(outputs.dtype))
+
+
+def _root_columns(objective: Objective, outputs: Tensor, batch: Any) -> list[Tensor]:
+    """Return the columns of a root of each example's whole curvature, found by autograd."""
+    size = outputs[0].numel()
+    with torch.enable_grad():
+        free = outputs.detach().requires_grad_()
+        value = objective.losses(free, batch).sum()
+        if not value.requires_grad:
+            return [torch.zeros_like(outputs)]
+        (slope,) = torch.autograd.grad(value, free, create_graph=True)
+        if not slope.requires_grad:
+            return [torch.zeros_like(outputs)]
+        flat = slope.reshape(len(outputs), size)
+        rows = []
+        for i in range(size):
+            (bent,) = torch.autograd.grad(flat[:, i].sum(), free, retain_graph=True)
+            rows.append(bent.reshape(len(outputs), size))
+    curved = torch.stack(rows, 1)
+    curved = (curved + curved.transpose(1, 2)) / 2
+    values, vectors = torch.linalg.eigh(_wide(curved))
+    root = vectors * values.clamp(min=0).sqrt()[:, None]
+    return [root[:, :, i].reshape(outputs.shape).to(outputs.dtype) for i in range(size)]
+
+
+def _sampled_tokens(
+    task: NextToken, outputs: Tensor, batch: Any, places: Sequence[int], seed: int
+) -> Tensor:
+    known = task.labels(batch) != IGNORED
+    weight = known / known.sum(1, keepdim=True).clamp(min=1)
+    u = _uniform(places, outputs.shape[1], seed, outputs)
+    return _drawn(outputs, u) * weight.sqrt().to(outputs.dtype)[..., None]
+
+
+def _drawn(outputs: Tensor, u: Tensor) -> Tensor:
+    """Return p − e_y with y drawn from p by uniform numbers."""
+    p = _wide(outputs).softmax(-1)
+    y = (p.cumsum(-1) < u[..., None].to(p.dtype)).sum(-1, keepdim=True)
+    return p.scatter_add(-1, y.clamp(max=p.shape[-1] - 1), -torch.ones_like(p[..., :1])).to(
+        outputs.dtype
+    )
+
+
+def _uniform(places: Sequence[int], count: int, seed: int, like: Tensor) -> Tensor:
+    """Return uniform numbers ``[example, count]`` that depend on places and seed alone."""
+    generator = torch.Generator()
+    rows = [
+        torch.rand(count, generator=generator.manual_seed(seed * 1_000_003 + i + 1)) for i in places
+    ]
+    return torch.stack(rows).to(like.device)
+
+
+def _diagonal_column(
+    objective: Objective, outputs: Tensor, batch: Any, places: Sequence[int], seed: int
+) -> Tensor:
+    """Return √h ∘ signs where the curvature is a diagonal matrix h, as squared errors have."""
+    size = outputs[0].numel()
+    signs = (_uniform(places, size, seed, outputs) < 0.5).to(outputs.dtype) * 2 - 1
+    signs = signs.reshape(outputs.shape)
+    with torch.enable_grad():
+        free = outputs.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(objective.losses(free, batch).sum(), free, create_graph=True)
+        if not slope.requires_grad:
+            return torch.zeros_like(outputs)
+        (h,) = torch.autograd.grad(slope.sum(), free, retain_graph=True)
+        (turned,) = torch.autograd.grad(slope, free, signs)
+    if not torch.allclose(turned, h * signs, rtol=1e-3, atol=1e-6 * float(h.abs().max())):
+        raise ArgumentError.of(
+            "labels",
+            expected="a loss whose curvature in the outputs can be sampled: cross-entropy, "
+            "next-token or squared error",
+            got=f"{type(objective.task).__name__} with {size} outputs for each example",
+            do='Use labels="true" (the empirical Fisher matrix) or solver="cg".',
+        )
+    return h.clamp(min=0).sqrt() * signs
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.element_size() < 4 else tensor
+
+
+def _bytes(chunk: Chunk) -> int:
+    """Return the memory of a chunk; inputs that both kinds of pieces share count once."""
+    tensors = [t for p in [*chunk.curvature, *chunk.losses] for t in p.tensors]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
