@@ -45,7 +45,7 @@ def _compare(site: Site, examples: slice, queries: slice) -> None:
 def _replay(site: Site) -> None:
     if site.replay is None or site.probabilities is None:
         return
-    found = site.replay()
+    found = site.replay(site.q, site.k)
     own = site.probabilities
     _within(site, widened(found.reshape(own.shape)), widened(own), 1.0, "the pattern", 0)
 

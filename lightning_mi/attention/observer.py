@@ -41,6 +41,7 @@ class Listener(Protocol):
 
     check: Check
     normalizers: bool
+    replays: bool
 
     def where(self) -> tuple[str, bool, int] | None:
         """Return module name, whether it is cross-attention, and batch size; None if outside."""
@@ -106,7 +107,7 @@ class Observer(TorchFunctionMode):
         listening = self._listening()
         if not listening:
             return F.scaled_dot_product_attention(*own, scale=scale, enable_gqa=enable_gqa)
-        _refuse_odd(query, dropout_p, listening[0][1])
+        _refuse_odd(query, dropout_p if _is_strict(listening) else 0.0, listening[0][1])
         z, normalizers = None, None
         if any(listener.normalizers for listener, *_ in listening):
             z, normalizers = _flash(query, key, value, attn_mask, is_causal, scale, enable_gqa)
@@ -133,14 +134,15 @@ class Observer(TorchFunctionMode):
         result = func(*args, **kwargs)
         found = self._traces.weighted_values(func, args, kwargs, result)
         if found is None:
-            keep = any(listener.check == "all" for listener in self.listeners)
+            keep = any(own.check == "all" or own.replays for own in self.listeners)
             self._traces.begin(func, args, kwargs, result, self._heads, keep)
             return result
         listening = self._listening()
         if not listening:
             return result
         try:
-            site = found.site(self._traces, listening[0][1], listening[0][3])
+            _, module, _, batch = listening[0]
+            site = found.site(self._traces, module, batch, strict=_is_strict(listening))
             return found.native(self._tell(site, listening))
         except TypeError as error:
             raise CarriedError(error) from error
@@ -185,6 +187,11 @@ class Observer(TorchFunctionMode):
             own = dataclasses.replace(site, module=name, z=z, cross=cross or different)
             z = listener.receive(own)
         return z
+
+
+def _is_strict(listening: list[tuple[Listener, str, bool, int]]) -> bool:
+    """Say whether anyone relies on patterns, which dropout makes others than what acted on z."""
+    return any(listener.check != "none" for listener, *_ in listening)
 
 
 def _with_globals(func: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,7 +40,8 @@ class Site:
         cross: Whether keys come from another sequence than queries.
         probabilities: The pattern, where the model itself computed one.
         normalizers: Row log-sum-exp of the logits ``[batch, head, query]``, where a kernel gave it.
-        replay: Computes the pattern once more from q and k; kept for the full check only.
+        replay: Computes the model's pattern from other q and k, with all that the model does in
+            between; kept for the full check and where a tap rewrites.
     """
 
     module: str
@@ -54,7 +56,7 @@ class Site:
     cross: bool = False
     probabilities: Tensor | None = None
     normalizers: Tensor | None = None
-    replay: Callable[[], Tensor] | None = field(default=None, repr=False)
+    replay: Callable[[Tensor, Tensor], Tensor] | None = field(default=None, repr=False)
 
     @property
     def heads(self) -> int:
@@ -104,6 +106,57 @@ class Site:
             return widened(self.probabilities[examples, :, queries])
         logits = self.logits(examples, queries)
         return safe_softmax(logits)
+
+    def pattern_of(self, q: Tensor, k: Tensor) -> Tensor:
+        """Return the pattern that other queries and keys would give here.
+
+        Mask, scale, soft-cap and whatever else the model puts between stay.
+
+        Args:
+            q: Queries ``[batch, head, position, d_head]``.
+            k: Keys ``[batch, kv_head, position, d_head]``.
+
+        Returns:
+            Shape ``[batch, head, query, key]``, in single precision at least.
+        """
+        if self.replay is not None:
+            made = self.replay(q.to(self.q.dtype), k.to(self.k.dtype))
+            return widened(made.reshape(q.shape[:3] + k.shape[2:3]))
+        other = dataclasses.replace(self, q=q, k=k, probabilities=None)
+        if self.softcap is None:
+            return safe_softmax(other.logits())
+        # 0 where a key is open, else what the mask says.
+        masked = dataclasses.replace(other, scale=0.0).logits()
+        free = grouped_product(q, k.mT) * self.scale
+        return safe_softmax(self.softcap * (free / self.softcap).tanh() + masked)
+
+    def attend(
+        self,
+        q: Tensor | None = None,
+        k: Tensor | None = None,
+        v: Tensor | None = None,
+        pattern: Tensor | None = None,
+    ) -> Tensor:
+        """Return what the heads would write with other queries, keys, values, or pattern.
+
+        Args:
+            q: Queries; None keeps the model's own.
+            k: Keys, likewise.
+            v: Values, likewise.
+            pattern: The pattern; None computes it from queries and keys.
+
+        Returns:
+            z ``[batch, head, position, d_head]``, in the model's precision.
+        """
+        if pattern is None:
+            own = q is None and k is None
+            pattern = (
+                self.pattern()
+                if own
+                else self.pattern_of(self.q if q is None else q, self.k if k is None else k)
+            )
+        made = grouped_product(pattern, self.v if v is None else v)
+        return made.to(self.z.dtype)
 
     def reachable(
         self, examples: slice = slice(None), queries: slice = slice(None)

@@ -19,6 +19,7 @@ __all__ = ["Tap", "tap"]
 
 Edit = Callable[[int, Tensor], Tensor]
 Visit = Callable[[int, Site], None]
+Rewrite = Callable[[int, Site], Tensor]
 
 OTHER_SEQUENCE = ("key_value_states", "encoder_hidden_states", "cross_attention_states")
 """Arguments by which the modules of transformers are handed another sequence to attend to."""
@@ -38,6 +39,7 @@ class Tap:
         check: See `tap`.
         normalizers: See `tap`.
         stop_after: See `tap`.
+        rewrite: See `tap`.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Tap:
         check: Check = "rows",
         normalizers: bool = False,
         stop_after: int | None = None,
+        rewrite: Rewrite | None = None,
     ) -> None:
         self.model = model
         self.sites: list[Site] = []
@@ -57,6 +60,8 @@ class Tap:
         self.was_run = False
         self.check = check
         self.normalizers = normalizers
+        self.replays = rewrite is not None
+        self._rewrite = rewrite
         self._edit, self._visit, self._keep, self._stop_after = edit, visit, keep, stop_after
         self._modules: list[tuple[str, bool]] = []
         self._batch = 0
@@ -100,9 +105,12 @@ class Tap:
         return site.z
 
     def _edited(self, index: int, site: Site) -> Tensor:
-        if self._edit is None:
+        if self._rewrite is not None:
+            z = self._rewrite(index, site)
+        elif self._edit is not None:
+            z = self._edit(index, site.z)
+        else:
             return site.z
-        z = self._edit(index, site.z)
         if not isinstance(z, Tensor) or z.shape != site.z.shape:
             raise ArgumentError.of(
                 "edit",
@@ -174,6 +182,7 @@ def tap(
     check: Check = "rows",
     normalizers: bool = False,
     stop_after: int | None = None,
+    rewrite: Rewrite | None = None,
 ) -> Iterator[Tap]:
     """Watch every attention that runs inside a model, and replace what heads write.
 
@@ -188,11 +197,14 @@ def tap(
         visit: Called as ``visit(index, site)`` while the site's tensors are alive.
         keep: Whether `Tap.sites` keeps the sites; False needs no memory.
         check: A few rows of every recomputed pattern are compared with the model's own output
-            (``"rows"``), or ``"all"``, or ``"none"``.
+            (``"rows"``), or ``"all"``, or ``"none"``. With ``"none"`` attention weights may be
+            dropped out, as in training: z is the model's own, patterns are not what acted on it.
         normalizers: Ask kernels for the row log-sum-exp, where they have one and no gradient is
             needed.
         stop_after: Index of the site after which the forward pass is abandoned; the rest of the
             ``with`` block is then skipped.
+        rewrite: In place of ``edit``, called as ``rewrite(index, site)``; returns the z to go on
+            with. `Site.attend` computes it from other queries, keys, values or another pattern.
 
     Yields:
         The tap; its ``sites`` fill up while the model runs, and start anew with the next pass.
@@ -209,7 +221,7 @@ def tap(
         ('self_attn', (1, 2, 5, 5))
     """
     plain = unwrapped(model)
-    seen = Tap(plain, edit, visit, keep, check, normalizers, stop_after)
+    seen = Tap(plain, edit, visit, keep, check, normalizers, stop_after, rewrite)
     with ExitStack() as stack:
         _add_hooks(stack, seen)
         _switch(stack, plain, plain is not model)

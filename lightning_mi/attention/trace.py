@@ -90,13 +90,14 @@ class Weighted:
     z: Tensor
     restore: Callable[[Tensor], Tensor]
 
-    def site(self, traces: Traces, module: str, batch: int) -> Site:
+    def site(self, traces: Traces, module: str, batch: int, *, strict: bool = True) -> Site:
         """Return it with heads written out.
 
         Args:
             traces: Where repeated keys and values are known.
             module: Name of the module it ran in.
             batch: Number of examples that the model was given.
+            strict: Whether dropped out attention weights are refused.
 
         Returns:
             The site.
@@ -105,7 +106,7 @@ class Weighted:
             ModelError: If attention weights were dropped out, or heads cannot be told apart.
         """
         trace, heads = self.trace, self.trace.heads
-        if trace.dropout > 0.0:
+        if trace.dropout > 0.0 and strict:
             raise ModelError(
                 f"attention in {module!r}: expected no dropout of attention weights, got "
                 f"p={trace.dropout}. Call model.eval() first."
@@ -124,7 +125,7 @@ class Weighted:
             mask=wide(self._reachable()),
             probabilities=wide(self.probabilities),
         )
-        site.replay = functools.partial(_replay, site, trace) if trace.keep else None
+        site.replay = functools.partial(_replay, trace) if trace.keep else None
         _check_layout(site)
         traces.forget_shared()
         return site
@@ -316,9 +317,9 @@ def _again(
     return func(*swap(tuple(args)), **{k: swap(v) for k, v in kwargs.items()})
 
 
-def _replay(site: Site, trace: Trace) -> Tensor:
-    """Compute the pattern once more from q and k and all that the model did in between."""
-    scores = grouped_product(site.q, site.k.mT).to(trace.q.dtype)
+def _replay(trace: Trace, q: Tensor, k: Tensor) -> Tensor:
+    """Compute a pattern from q and k as the model did, with all that it did in between."""
+    scores = grouped_product(q, k.mT).to(trace.q.dtype)
     for step in trace.steps:
         scores = step(scores)
     return scores
