@@ -8,7 +8,8 @@ from .counting import Counting
 from .facts import Relation
 from .greater_than import GreaterThan
 from .in_context import InContextLearning
-from .induction import Induction, RepeatedTokens, matches
+from .induction import RepeatedTokens, matches
+from .induction_task import Induction
 from .knowledge import KnowledgeRecall
 from .metrics import METRICS, AnyOf
 from .names import IndirectObject

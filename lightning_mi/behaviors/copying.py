@@ -8,11 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..behavior import Behavior
+from ..behavior import Behavior, BehaviorLike
+from ..characteristic import Characteristic, Expectation
 from ..errors import ArgumentError
 from .metrics import metric_of
 
-__all__ = ["CORRUPTIONS", "Blocks", "Corruption", "copied", "partners"]
+__all__ = ["CORRUPTIONS", "Blocks", "Corruption", "copied", "distance", "partners", "shown_of"]
 
 Corruption = Literal["answer", "trigger", "block"]
 
@@ -96,6 +97,48 @@ def copied(blocks: Blocks, corruption: Corruption, metric: str, name: str) -> Be
         },
         answers=own[:, k].clone(),
         wrong=wrong.clone(),
+    )
+
+
+def shown_of(shown: int | None, length: int) -> int:
+    """Return k, how much of the last copy is shown.
+
+    Args:
+        shown: What was asked for; None means half.
+        length: L, tokens in a block.
+
+    Returns:
+        From 1 to L − 1.
+
+    Raises:
+        ArgumentError: If it is out of range.
+    """
+    k = length // 2 if shown is None else shown
+    if not 1 <= k < length:
+        raise ArgumentError.of(
+            "shown",
+            expected=f"1 to {length - 1}, inside a block of {length}",
+            got=k,
+            do="The answer is the token after those that are shown.",
+        )
+    return k
+
+
+def distance(whole: BehaviorLike, half: BehaviorLike) -> Characteristic:
+    """Return the characteristic that a copy does not depend on how far back it is found.
+
+    Args:
+        whole: Blocks of full length.
+        half: Blocks of half the length.
+
+    Returns:
+        ``distance_insensitivity``: accuracies within .15.
+    """
+    return Characteristic(
+        "distance_insensitivity",
+        "The token is found by what stood before it, however far back that is.",
+        {"full_length": whole, "half_length": half},
+        (Expectation("full_length", "near", "half_length", 0.15),),
     )
 
 

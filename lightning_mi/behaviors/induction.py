@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..behavior import Behavior
-from ..characteristic import Characteristic, Expectation
+from ..characteristic import Characteristic
 from ..errors import ArgumentError
-from .copying import Blocks, Corruption, copied, partners
+from .copying import Blocks, Corruption, copied, distance, partners, shown_of
 from .metrics import Metric
 
-__all__ = ["Induction", "RepeatedTokens", "matches"]
+__all__ = ["RepeatedTokens", "matches"]
 
 PAIRS = 1 << 20
 """Pairs of positions compared at a time."""
@@ -174,16 +174,9 @@ class RepeatedTokens:
             One pair a sequence.
 
         Raises:
-            ArgumentError: If ``shown`` is out of range, or the block is too short for a swap.
+            ArgumentError: If ``shown`` is out of range, or the block too short for a swap.
         """
-        k = self.length // 2 if shown is None else shown
-        if not 1 <= k < self.length:
-            raise ArgumentError.of(
-                "shown",
-                expected=f"1 to {self.length - 1}, inside a block of {self.length}",
-                got=k,
-                do="The answer is the token after those that are shown.",
-            )
+        k = shown_of(shown, self.length)
         fresh = {"answer": 1, "block": self.length}.get(corruption, 0)
         draws = torch.stack(self._draws(vocabulary_size, self.length + fresh, 0))
         own, other = draws[:, : self.length], draws[:, : self.length].clone()
@@ -215,14 +208,7 @@ class RepeatedTokens:
         if self.length < 8:
             return ()
         short = dataclasses.replace(self, length=self.length // 2)
-        return (
-            Characteristic(
-                "distance_insensitivity",
-                "The token is found by what stood before it, however far back that is.",
-                {"full_length": self, "half_length": short},
-                (Expectation("full_length", "near", "half_length", 0.15),),
-            ),
-        )
+        return (distance(self, short),)
 
     def _allowed(self, size: int) -> Tensor:
         excluded = [*self.special, *(() if self.bos is None else (self.bos,))]
@@ -255,44 +241,6 @@ class RepeatedTokens:
         if self.bos is None:
             return tokens
         return torch.cat([torch.full_like(tokens[:, :1], self.bos), tokens], 1)
-
-
-@dataclass(frozen=True)
-class Induction:
-    """Induction on random tokens, with a chosen corruption; for YAML, and wherever behaviors go.
-
-    Args:
-        protocol: The blocks; its ``vocabulary_size`` must be given.
-        corruption: What the corrupted prompts lack; see `copying.copied`.
-        shown: Tokens of the last copy that are shown; None shows half.
-        metric: One of `metrics.METRICS`.
-
-    Example:
-        >>> made = Induction(RepeatedTokens(10, length=4, sequences=1), "block").behavior()
-        >>> made.clean.shape, made.where("last")
-        (torch.Size([1, 6]), tensor([5]))
-    """
-
-    protocol: RepeatedTokens
-    corruption: Corruption = "answer"
-    shown: int | None = None
-    metric: Metric = "logit_difference"
-
-    def characteristics(self) -> tuple[Characteristic, ...]:
-        """Return what is testable; see `RepeatedTokens.characteristics`.
-
-        Returns:
-            The same ones.
-        """
-        return self.protocol.characteristics()
-
-    def behavior(self) -> Behavior:
-        """Return the prompts.
-
-        Returns:
-            One pair a sequence.
-        """
-        return self.protocol.behavior(self.corruption, shown=self.shown, metric=self.metric)
 
 
 def matches(tokens: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..behavior import Behavior
-from ..characteristic import Characteristic, Expectation
+from ..characteristic import Characteristic
 from ..errors import ArgumentError
-from .copying import Blocks, Corruption, copied, partners
+from .copying import Blocks, Corruption, copied, distance, partners, shown_of
 from .encoding import encoder, loaded
 from .metrics import Metric
 
@@ -64,14 +64,7 @@ class RepeatedText:
         if self.length < 8:
             return ()
         short = dataclasses.replace(self, length=self.length // 2, shown=None)
-        return (
-            Characteristic(
-                "distance_insensitivity",
-                "The token is found by what stood before it, however far back that is.",
-                {"full_length": self, "half_length": short},
-                (Expectation("full_length", "near", "half_length", 0.15),),
-            ),
-        )
+        return (distance(self, short),)
 
     def behavior(self) -> Behavior:
         """Return the prompts.
@@ -82,14 +75,7 @@ class RepeatedText:
         Raises:
             ArgumentError: If the text has too few such passages, or ``shown`` is out of range.
         """
-        k = self.length // 2 if self.shown is None else self.shown
-        if not 1 <= k < self.length:
-            raise ArgumentError.of(
-                "shown",
-                expected=f"1 to {self.length - 1}, inside a passage of {self.length}",
-                got=k,
-                do="The answer is the token after those that are shown.",
-            )
+        k = shown_of(self.shown, self.length)
         blocks = self._blocks(k, torch.Generator().manual_seed(self.seed))
         made = copied(blocks, self.corruption, self.metric, "induction_text")
         made.characteristics = self.characteristics()
