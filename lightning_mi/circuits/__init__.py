@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from .causal import Edge, EdgeAttribution, EdgeScores, Graph, edge_attribution
+from .causal import (
+    Circuit,
+    Curve,
+    Edge,
+    EdgeAttribution,
+    EdgeScores,
+    Estimate,
+    Graph,
+    Outcome,
+    Scorecard,
+    acdc,
+    edge_attribution,
+    edge_patching,
+    faithfulness_curve,
+    rank_biased_overlap,
+)
 from .heads import (
     HeadScores,
     PromptAttention,
@@ -58,7 +73,11 @@ __all__ = [
     "HeadScores",
     "PromptAttention",
     # pure functions
+    "acdc",
     "edge_attribution",
+    "edge_patching",
+    "faithfulness_curve",
+    "rank_biased_overlap",
     "composition",
     "composition_z",
     "copying_score",
@@ -80,9 +99,14 @@ __all__ = [
     "icl_slope",
     "copy_losses",
     # results
+    "Circuit",
+    "Curve",
     "Edge",
     "EdgeScores",
+    "Estimate",
     "Graph",
+    "Outcome",
+    "Scorecard",
     "SingularDirections",
     "Subspaces",
     "Vocabulary",

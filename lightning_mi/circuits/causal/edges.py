@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,13 @@ from ...measurement import Context
 from ...record import Panel, scalar
 from ...target import Rank
 from ...task import Task
+from .extraction import How, extract
 from .gradients import input_gradients
 from .graph import Edge, Graph
 from .streams import Seen, Wiring, repeated
+
+if TYPE_CHECKING:
+    from .circuit import Circuit
 
 __all__ = [
     "COINCIDE",
@@ -132,6 +136,59 @@ class EdgeScores:
         return [
             (Edge(names.writers[w], names.readers[r]), (w, r)) for w, r in where[order].tolist()
         ]
+
+    def circuit(
+        self,
+        n_edges: int | None = None,
+        *,
+        threshold: float | None = None,
+        how: How = "greedy",
+        absolute: bool = True,
+    ) -> Circuit:
+        """Return the circuit of the most important edges.
+
+        Args:
+            n_edges: How many edges to take. What lies on no way from an embedding to the logits
+                is pruned then, so there may be fewer.
+            threshold: In place of a number: the least share of the whole effect (`effects`).
+            how: ``"greedy"`` from the logits, or ``"top"`` wherever they are.
+            absolute: Rank by size; False ranks what carries the behaviour first.
+
+        Returns:
+            The circuit, with these scores as weights.
+
+        Raises:
+            ArgumentError: If neither or both of number and threshold are given, or scores are
+                undefined.
+        """
+        from .circuit import Circuit
+
+        if (n_edges is None) == (threshold is None):
+            raise ArgumentError.of(
+                "n_edges",
+                expected="either a number of edges or a threshold",
+                got=f"n_edges={n_edges}, threshold={threshold}",
+                do="For example circuit(n_edges=50).",
+            )
+        if self.reason is not None:
+            raise ArgumentError.of(
+                "scores", expected="defined scores", got=f"NaN: {self.reason}", do="Train further."
+            )
+        keys = self.effects.nan_to_num()
+        size = float(threshold) if threshold is not None else float(n_edges or 0)
+        chosen: How = how if threshold is None else "threshold"
+        mask = extract(self.graph, keys.abs() if absolute else keys, chosen, size)
+        edges = self.graph.edges(mask)
+        found_by = {
+            "method": self.method,
+            "steps": self.steps,
+            "direction": self.direction,
+            "how": chosen,
+            "size": size,
+            "ranking": "absolute" if absolute else "signed",
+            "examples": self.examples,
+        }
+        return Circuit(self.graph, edges, {e: self.of(e) for e in edges}, found_by, self)
 
     @property
     def convention(self) -> dict[str, Any]:

@@ -166,7 +166,7 @@ class Wiring:
             sites.append(site)
             return z
 
-        outputs = self._run(batch, enter, leave, edit, reading)
+        outputs = self.play(batch, enter, leave, edit, reading)
         whole = [entering.get(i) for i in range(len(self.anatomy.readers))]
         lost = [r.label for r, x in zip(self.anatomy.readers, whole, strict=True) if x is None]
         if lost or len(sites) != self.anatomy.n_layers:
@@ -289,7 +289,7 @@ class Wiring:
                 stack.callback(self.modules[name].register_forward_hook(left).remove)
             yield
 
-    def _run(
+    def play(
         self,
         batch: Any,
         enter: Enter,
@@ -297,6 +297,18 @@ class Wiring:
         edit: Callable[[int, Site], Tensor],
         reading: tuple[Behavior, int] | None,
     ) -> Tensor:
+        """Run the model and let others say what is read and written.
+
+        Args:
+            batch: What it is run on.
+            enter: Returns what readers read instead of the stream.
+            leave: Returns what a writer's module returns instead.
+            edit: Returns what the heads of a layer write instead.
+            reading: A behavior and how often it is repeated, where logits are only read there.
+
+        Returns:
+            The model's outputs.
+        """
         layers = iter(range(self.anatomy.n_layers))
 
         def change(index: int, z: Tensor) -> Tensor:
