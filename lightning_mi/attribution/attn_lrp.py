@@ -12,7 +12,7 @@ from torch.autograd.function import BackwardCFunction
 from ..errors import ArgumentError, ModelError, TapError
 from ..target import TargetLike
 from ..task import Task
-from .asking import asking, everything, recipe
+from .asking import asking, everything, recipe, slope
 from .entry import Entry
 from .lrp_mode import Rules
 from .measured import Attributed
@@ -176,7 +176,9 @@ def _propagate(entry: Entry, question: Question, epsilon: float) -> tuple[Tensor
         with rules:
             outputs = entry.run(point, rows)
         _check_outputs(entry, outputs)
-        start, gradient = _gradients(question, outputs, point, rows)
+        if not outputs.requires_grad:  # By the rules, or because the model itself cuts gradients?
+            slope(entry, question, question(entry.run(point, rows), rows), (point,))
+        start, gradient = _gradients(question, outputs, point, rules)
         with rules.replaying():
             rest = entry.run(zero, rows)
     finally:
@@ -188,21 +190,18 @@ def _propagate(entry: Entry, question: Question, epsilon: float) -> tuple[Tensor
 
 
 def _gradients(
-    question: Question, outputs: Tensor, point: Tensor, rows: Tensor
+    question: Question, outputs: Tensor, point: Tensor, rules: Rules
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of the target by the outputs, and by the inputs through the rules."""
     leaf = outputs.detach().requires_grad_()
-    value = question(leaf, rows)
-    if not value.requires_grad:
-        return torch.zeros_like(widened(leaf)), torch.zeros_like(point)
-    (start,) = torch.autograd.grad(value.sum(), leaf)
+    value = question(leaf, torch.arange(len(leaf), device=leaf.device))
+    start = torch.zeros_like(leaf)
+    if value.requires_grad:
+        (start,) = torch.autograd.grad(value.sum(), leaf, materialize_grads=True)
     _refuse_custom(outputs)
     if not outputs.requires_grad:
         return widened(start), torch.zeros_like(point)
-    (gradient,) = torch.autograd.grad(
-        outputs, point, start, allow_unused=True, materialize_grads=True
-    )
-    return widened(start), gradient
+    return widened(start), rules.gradient(outputs, start, point)
 
 
 def _refuse_custom(outputs: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,6 +50,9 @@ __all__ = ["Rules"]
 Source = tuple[Tensor, bool]
 """The tensor that another is an elementwise function of, and whether it is a multiple of it."""
 
+Noted = tuple[Tensor, bool, int, int]
+"""A source, and how often it and what was made of it had been changed in place."""
+
 
 class Rules(TorchFunctionMode):
     """Applies a rule to every function whose arguments depend on the inputs.
@@ -65,7 +68,7 @@ class Rules(TorchFunctionMode):
         self._epsilon = epsilon
         self._steps: list[Step] = []
         self._place: int | None = None
-        self._sources: MutableMapping[Tensor, Source] = WeakTensorKeyDictionary()
+        self._sources: MutableMapping[Tensor, Noted] = WeakTensorKeyDictionary()
 
     @contextmanager
     def replaying(self) -> Iterator[None]:
@@ -80,6 +83,31 @@ class Rules(TorchFunctionMode):
                 yield
         finally:
             self._place = None
+
+    def gradient(self, outputs: Tensor, start: Tensor, point: Tensor) -> Tensor:
+        """Differentiate what the first run made, by its rules.
+
+        The backward pass runs inside the mode, because activation checkpointing computes functions
+        of the first run once more there.
+
+        Args:
+            outputs: Of the first run.
+            start: What they are weighted with.
+            point: Its inputs.
+
+        Returns:
+            Shaped like the inputs.
+        """
+        written = len(self._steps)
+        plain = _with_globals(torch.autograd.grad)  # Else the mode is asked to differentiate.
+        try:
+            with self:
+                found: tuple[Tensor] = plain(
+                    outputs, point, start, allow_unused=True, materialize_grads=True
+                )
+        finally:
+            del self._steps[written:]
+        return found[0]
 
     def __torch_function__(
         self,
@@ -128,6 +156,8 @@ class Rules(TorchFunctionMode):
             value, factor = gated(call, source)
             return value, Step(func, lambda again: again.args[0] * factor, 0, gated=True)
         if func in LINEAR:
+            if func is F.batch_norm and call.argument(5, "training", False):
+                raise _refused(func)
             result, replay = call(), None
             floats = (t for t in tensors(result) if t.is_floating_point())
             if isinstance(result, Tensor) and next(floats, None) is None:
@@ -156,7 +186,7 @@ class Rules(TorchFunctionMode):
         if func in RATIO:
             return ratio(call, slots[0])
         if func in TAYLOR or func in PICKING:
-            if sum(t.requires_grad for t in slots) > 1:
+            if sum(t.requires_grad for t in slots) > 1 or not slots[0].requires_grad:
                 raise _refused(func)
             return taylor(call) if func in TAYLOR else picked(call)
         if func in NORMED:
@@ -192,8 +222,12 @@ class Rules(TorchFunctionMode):
         return 0 if same else None, False
 
     def _source(self, tensor: Tensor) -> Source:
-        found: Source = self._sources.get(tensor, (tensor, True))
-        return found
+        found = self._sources.get(tensor)
+        if found is None:
+            return tensor, True
+        source, scaled, *changes = found
+        # After a change in place it is no longer known what is a function of what.
+        return (source, scaled) if changes == _changes(source, tensor) else (tensor, True)
 
     def _follow(self, call: Call, step: Step, result: Any) -> None:
         if step.source is None or not isinstance(result, Tensor):
@@ -201,11 +235,16 @@ class Rules(TorchFunctionMode):
         own = call.slots[step.source]
         source, scaled = self._source(own)
         if result is not own and result.shape == source.shape:
-            self._sources[result] = (source, scaled and step.scaled)
+            before, after = _changes(source, result)
+            self._sources[result] = (source, scaled and step.scaled, before, after)
 
 
 IN_PLACE = frozenset({Tensor.__imul__, Tensor.__itruediv__})
 """Operators that rebind the name on their left, so that a new tensor does as well."""
+
+
+def _changes(*values: Tensor) -> list[int]:
+    return [value._version for value in values]
 
 
 def _fixed(result: Any) -> Replay:
@@ -218,7 +257,7 @@ def _opened(func: Callable[..., Any]) -> Callable[..., Any] | None:
         return _attention
     if func is F.multi_head_attention_forward:
         return _with_globals(func)
-    return _gated_linear if func is F.glu else None
+    return COMPOSED.get(func)
 
 
 def _attention(
@@ -258,6 +297,42 @@ def _attention(
 def _gated_linear(input: Tensor, dim: int = -1) -> Tensor:
     first, second = input.chunk(2, dim)
     return first * second.sigmoid()
+
+
+def _group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    groups = input.reshape(len(input), num_groups, -1)
+    groups = groups - groups.mean(-1, keepdim=True)
+    scale = ((groups * groups).mean(-1, keepdim=True) + eps).rsqrt()
+    shape = (1, -1, *(1,) * (input.ndim - 2))
+    normed = (groups * scale).reshape(input.shape)
+    normed = normed if weight is None else normed * weight.reshape(shape)
+    return normed if bias is None else normed + bias.reshape(shape)
+
+
+def _maximum(input: Tensor, other: Tensor) -> Tensor:
+    return torch.where(input >= other, input, other)
+
+
+def _minimum(input: Tensor, other: Tensor) -> Tensor:
+    return torch.where(input <= other, input, other)
+
+
+COMPOSED: Mapping[Callable[..., Any], Callable[..., Any]] = {
+    F.glu: _gated_linear,
+    F.group_norm: _group_norm,
+    torch.group_norm: _group_norm,
+    torch.maximum: _maximum,
+    Tensor.maximum: _maximum,
+    torch.minimum: _minimum,
+    Tensor.minimum: _minimum,
+}
+"""Functions written in terms of functions that have rules."""
 
 
 def _name(func: Callable[..., Any]) -> str:

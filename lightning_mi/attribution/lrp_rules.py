@@ -162,11 +162,21 @@ def taylor(call: Call) -> tuple[Tensor, Replay]:
             bent: Tensor = value + _softmax_slope(value, moved, call.argument(1, "dim", -1))
             return bent
         others = again.slots[1:]
-        pair = torch.func.jvp(lambda x: again.filled([x, *others])(), (point,), (moved,))
-        straight: Tensor = value + pair[1]
+        straight: Tensor = value + _slope(lambda x: again.filled([x, *others])(), point, moved)
         return straight
 
     return result, replay
+
+
+def _slope(function: Callable[[Tensor], Tensor], point: Tensor, moved: Tensor) -> Tensor:
+    """Return J·moved, as the gradient of u ↦ Jᵀ·u, which any function with a gradient has."""
+    with torch.enable_grad():
+        x = point.detach().requires_grad_()
+        value = function(x)
+        u = torch.zeros_like(value, requires_grad=True)
+        (back,) = torch.autograd.grad(value, x, u, create_graph=True)
+        (found,) = torch.autograd.grad(back, u, moved)
+    return found
 
 
 SOFTMAX: frozenset[Callable[..., Any]] = frozenset(

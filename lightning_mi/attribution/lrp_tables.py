@@ -73,7 +73,8 @@ RATIO = _named(
 
 TAYLOR = _named(
     "softmax log_softmax sigmoid hardsigmoid exp log softplus logsigmoid cos erfc "
-    "logsumexp amax amin max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d"
+    "clamp clamp_min clamp_max clip logsumexp amax amin max_pool1d max_pool2d max_pool3d "
+    "adaptive_max_pool1d adaptive_max_pool2d"
 ) | frozenset({torch.special.softmax, torch.special.log_softmax})
 """First-order Taylor series at the point; the rest is relevance that no input gets."""
 
