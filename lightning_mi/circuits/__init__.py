@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .causal import (
+    ActivationPatching,
+    At,
     Circuit,
     Curve,
     Edge,
@@ -11,12 +13,21 @@ from .causal import (
     Estimate,
     Graph,
     Outcome,
+    Residual,
     Scorecard,
+    Value,
     acdc,
+    activation_patching,
     edge_attribution,
     edge_patching,
     faithfulness_curve,
+    from_run,
+    intervene,
+    mean,
     rank_biased_overlap,
+    resample,
+    value,
+    zero,
 )
 from .heads import (
     HeadScores,
@@ -62,6 +73,7 @@ from .weights import (
 
 __all__ = [
     # measurements
+    "ActivationPatching",
     "EdgeAttribution",
     "Composition",
     "Copying",
@@ -73,6 +85,13 @@ __all__ = [
     "HeadScores",
     "PromptAttention",
     # pure functions
+    "zero",
+    "value",
+    "resample",
+    "mean",
+    "from_run",
+    "activation_patching",
+    "intervene",
     "acdc",
     "edge_attribution",
     "edge_patching",
@@ -99,6 +118,9 @@ __all__ = [
     "icl_slope",
     "copy_losses",
     # results
+    "Value",
+    "Residual",
+    "At",
     "Circuit",
     "Curve",
     "Edge",

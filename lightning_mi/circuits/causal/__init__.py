@@ -8,9 +8,24 @@ from .circuit import Circuit, Outcome, rank_biased_overlap
 from .curves import Curve, faithfulness_curve
 from .edges import EdgeAttribution, EdgeScores, edge_attribution
 from .graph import Edge, Graph
+from .interventions import intervene
+from .patching import ActivationPatching, activation_patching
+from .places import At, Residual
 from .scorecard import Estimate, Scorecard
+from .values import Value, from_run, mean, resample, value, zero
 
 __all__ = [
+    "from_run",
+    "mean",
+    "resample",
+    "value",
+    "zero",
+    "Value",
+    "At",
+    "Residual",
+    "ActivationPatching",
+    "activation_patching",
+    "intervene",
     "Circuit",
     "Curve",
     "Edge",

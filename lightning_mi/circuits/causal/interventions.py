@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...anatomy import Anatomy
 from ...errors import ArgumentError
-from ...isolation import unwrapped, untouched
+from ...isolation import untouched, unwrapped
 from ...task import Task
 from .places import At, Part, Place, Port, as_place
 from .ports import ATTENTION, Change, Ports

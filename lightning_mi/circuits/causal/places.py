@@ -98,9 +98,20 @@ class Place:
 
         Returns:
             Without the axis of heads, or of neurons.
+
+        Raises:
+            ArgumentError: If there is no such head or neuron.
         """
         if self.index is None:
             return values
+        count = values.shape[-1 if self.kind == "neuron" else 1]
+        if self.index >= count:
+            raise ArgumentError.of(
+                self.name,
+                expected=f"an index from 0 to {count - 1}",
+                got=self.index,
+                do="Under grouped queries k and v count key-value heads.",
+            )
         return values[..., self.index] if self.kind == "neuron" else values[:, self.index]
 
     def put(self, values: Tensor, new: Tensor) -> Tensor:
@@ -116,7 +127,9 @@ class Place:
         old = self.taken(values)
         new = new.to(old).expand_as(old)
         if self.basis is not None:
-            basis = self.basis.to(device=old.device, dtype=torch.promote_types(old.dtype, torch.float32))
+            basis = self.basis.to(
+                device=old.device, dtype=torch.promote_types(old.dtype, torch.float32)
+            )
             change = (new - old).to(basis)
             inside = change @ basis @ basis.T
             new = (old + (change - inside if self.outside else inside)).to(old)
@@ -228,4 +241,5 @@ def _orthonormal(basis: Tensor) -> Tensor:
             got=f"shape {tuple(basis.shape)}",
             do="Pass one column for each direction.",
         )
-    return torch.linalg.qr(wide).Q
+    found: Tensor = torch.linalg.qr(wide).Q
+    return found

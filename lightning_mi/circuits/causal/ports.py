@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,9 +85,7 @@ class Ports:
                     self._hook(stack, port, changes.get(port), keep, port in wanted)
             if kinds & set(ATTENTION) or visit is not None:
                 rewrite = _Rewriter(changes, keep, set(wanted), first_layer, visit)
-                stack.enter_context(
-                    tap(self.model, rewrite=rewrite, keep=False, check=self.check)
-                )
+                stack.enter_context(tap(self.model, rewrite=rewrite, keep=False, check=self.check))
             yield
 
     def _hook(
@@ -206,7 +204,9 @@ class Ports:
             for name in {*readers.values(), *blocks.values()}:
 
                 def hook(m: nn.Module, a: Any, k: Any, name: str = name) -> None:
-                    first = next((t for t in tensors([*a, *k.values()]) if t.is_floating_point()), None)
+                    first = next(
+                        (t for t in tensors([*a, *k.values()]) if t.is_floating_point()), None
+                    )
                     if first is not None:
                         given[name] = first.clone()
 
@@ -264,8 +264,8 @@ class _Rewriter:
     def _touched(self, layer: int, site: Site) -> Tensor | None:
         """Return which query heads a change reaches: all others keep the model's own z."""
         found = torch.zeros(site.heads, dtype=torch.bool, device=site.z.device)
-        for kind in ("q", "k", "v", "pattern"):
-            change = self.changes.get((cast(Kind, kind), layer))
+        for kind in ATTENTION[:-1]:
+            change = self.changes.get((kind, layer))
             if change is None:
                 continue
             if change.indices is None:
@@ -381,10 +381,4 @@ def _writes(module: nn.Module, width: int) -> bool:
     if weight.ndim != 2:
         return False
     out = getattr(module, "out_features", getattr(module, "nf", None))
-    into = weight.numel() // out if isinstance(out, int) and out else 0
-    # An MLP as wide as the stream has two such maps, and is refused.
-    return out == width and into > 0 and (into != width or _is_last(module))
-
-
-def _is_last(module: nn.Module) -> bool:
-    return True
+    return out == width  # An MLP as wide as the stream has two such maps, and is refused.

@@ -92,11 +92,7 @@ class Value:
             kept = kept[rows.to(kept.device)]
         elif self.kind == "run" and len(kept) != len(part) and not len(part) % len(kept):
             kept = kept.repeat(len(part) // len(kept), *([1] * (kept.ndim - 1)))
-        try:
-            fits = torch.broadcast_shapes(kept.shape, part.shape) == part.shape
-        except RuntimeError:
-            fits = False
-        if not fits:
+        if not _fits(kept.shape, part.shape):
             raise ArgumentError.of(
                 place.name,
                 expected=f"a value for shape {tuple(part.shape)}",
@@ -104,6 +100,12 @@ class Value:
                 do="Reference and batch must have equal length; mean(batch) fits any length.",
             )
         return kept
+
+
+def _fits(small: torch.Size, large: torch.Size) -> bool:
+    """Say whether one shape broadcasts to another."""
+    pairs = zip(reversed(small), reversed(large), strict=False)
+    return len(small) <= len(large) and all(a in (1, b) for a, b in pairs)
 
 
 def zero() -> Value:

@@ -1,0 +1,109 @@
+"""Asking a behavior's metric of a run, unembedding only the position that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...behavior import Behavior
+from ...behaviors.metrics import AnyOf
+from ...target import Logit, positions
+from ...task import Task
+
+__all__ = ["Asker"]
+
+
+class Asker:
+    """Runs a model on several copies of a behavior's prompts and returns its metric.
+
+    Logits of positions that the metric does not read would be waste: where it reads one, the
+    hidden state is cut down to it before the unembedding. Whether the model bears that shows in
+    the shape of its outputs; where it does not, it is run once more, whole.
+
+    Args:
+        model: The module inside any wrapper.
+        task: How it is called.
+        behavior: What is asked.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, behavior: Behavior) -> None:
+        self.model, self.task, self.behavior = model, task, behavior
+        self._question = _position_of(behavior)
+        self._head = None if self._question is None else _unembedding(model)
+
+    def __call__(self, batch: Any, copies: int = 1, cut: Sequence[nn.Module] = ()) -> Tensor:
+        """Run and ask.
+
+        Args:
+            batch: The prompts, ``copies`` times over.
+            copies: How often.
+            cut: Further modules whose input may be cut down to the position that is read.
+
+        Returns:
+            Shape ``[copy, example]``, in the model's graph.
+        """
+        outputs = self._outputs(batch, copies, cut)
+        blocks = torch.split(outputs, len(self.behavior))
+        return torch.stack([self.behavior.metric(block) for block in blocks])
+
+    def _outputs(self, batch: Any, copies: int, cut: Sequence[nn.Module]) -> Tensor:
+        if self._head is None:
+            return self.task.outputs(self.model, batch)
+        lengths: list[int] = []
+
+        def hook(module: nn.Module, args: Any) -> Any:
+            hidden = args[0] if args else None
+            if not isinstance(hidden, Tensor) or hidden.ndim != 3:
+                return None
+            rows = copies * len(self.behavior)
+            if len(hidden) != rows or hidden.shape[1] == 1:
+                return None
+            lengths.append(hidden.shape[1])
+            return (
+                hidden[torch.arange(rows, device=hidden.device), self._at(hidden)][:, None],
+                *args[1:],
+            )
+
+        try:
+            with ExitStack() as stack:
+                for module in (*cut, self._head):
+                    stack.callback(module.register_forward_pre_hook(hook).remove)
+                outputs = self.task.outputs(self.model, batch)
+        except (IndexError, RuntimeError):
+            if not lengths:
+                raise
+            outputs = torch.empty(0)
+        if not lengths:
+            return outputs
+        if outputs.ndim == 3 and outputs.shape[1] == 1:
+            # All positions show the logits of the one that is read.
+            return outputs.expand(-1, lengths[0], -1)
+        self._head = None
+        return self.task.outputs(self.model, batch)
+
+    def _at(self, hidden: Tensor) -> Tensor:
+        size = len(self.behavior)
+        asked = Logit() if self._question is None else self._question
+        found = positions(hidden[:size], self.behavior.clean, asked)
+        return found.repeat(len(hidden) // size).to(hidden.device)
+
+
+def _position_of(behavior: Behavior) -> Logit | None:
+    question = behavior.question
+    if isinstance(question, AnyOf):
+        return Logit(position=question.position, token=0)
+    return question if isinstance(question, Logit) else None
+
+
+def _unembedding(model: nn.Module) -> nn.Module | None:
+    """Return the module that probably makes the logits, judged by its outputs' shape later."""
+    getters = [getattr(m, "get_output_embeddings", None) for m in model.modules()]
+    known = [get() for get in getters if callable(get)]
+    if known:
+        return next((m for m in known if isinstance(m, nn.Module)), None)
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    return linear[-1] if linear else None
