@@ -514,6 +514,42 @@ def test_graph_of_parallel_sandwich_and_post_norm_blocks() -> None:
     assert [w.label for w in gpt2.writers] == ["embed", "pos", "attn0", "MLP0", "attn1", "MLP1"]
 
 
+class Bare(nn.Module):
+    """A block whose norms are functions, or whose projections are plain parameters."""
+
+    def __init__(self, called: bool, raw: bool) -> None:
+        super().__init__()
+        self.called, self.raw = called, raw
+        self.table, self.norm = nn.Embedding(SIZE, WIDTH), nn.LayerNorm(WIDTH)
+        self.end, self.unembed = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, SIZE)
+        self.W_O = nn.Parameter(torch.randn(WIDTH, WIDTH))
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.table(tokens)
+        h = self.norm(x)
+        if self.called:
+            h = F.layer_norm(x, (WIDTH,), self.norm.weight, self.norm.bias)
+        q, k, v = (
+            p.view(*p.shape[:2], HEADS, HEAD).transpose(1, 2) for p in self.qkv(h).chunk(3, -1)
+        )
+        z = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        x = x + (z @ self.W_O if self.raw else self.out(z))
+        return self.unembed(self.end(x))
+
+
+def test_what_cannot_be_asked_is_unknown_and_said() -> None:
+    called = Anatomy.of(seeded(lambda: Bare(called=True, raw=False)), ids())
+    assert called.W_Q[0].isnan().all()
+    assert "layer_norm is called as a function there" in " ".join(map(str, called.notes))
+    model = seeded(lambda: Bare(called=False, raw=False))
+    assert torch.allclose(called.W_O[0], Anatomy.of(model, ids()).W_O[0], atol=1e-6)
+    raw = Anatomy.of(seeded(lambda: Bare(called=False, raw=True)), ids())
+    assert raw.W_Q[0].isfinite().all()
+    assert raw.W_O[0].isnan().all()
+    assert "no module returns what the heads write" in " ".join(map(str, raw.notes))
+
+
 def test_granite_multipliers_are_factors() -> None:
     config = hf.GraniteConfig(
         **GROUPED, residual_multiplier=0.7, embedding_multiplier=3.0, logits_scaling=2.0

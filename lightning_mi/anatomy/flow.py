@@ -186,13 +186,14 @@ class Flow:
         ]
         return min(fit, key=lambda m: m.start).name if fit else None
 
-    def module_reading(self, value: int, until: int, without: int) -> str | None:
-        """Return the outermost module whose first input is a value and which runs before a place.
+    def module_reading(self, value: int, until: int, without: int, made: set[int]) -> str | None:
+        """Return the outermost module that makes something out of a value, its first input.
 
         Args:
             value: A root.
             until: A place on the tape inside or after the module.
             without: A place that must lie outside the module.
+            made: Roots; the module returns one of them, or runs when ``until`` is reached.
 
         Returns:
             Its name, or None.
@@ -205,6 +206,7 @@ class Flow:
             and self.root(m.inputs[0][1]) == value
             and m.start <= until
             and not m.start <= without < m.stop
+            and (until < m.stop or any(self.root(v) in made for v in m.outputs))
         ]
         return min(fit, key=lambda m: m.start).name if fit else None
 

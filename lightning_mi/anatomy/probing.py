@@ -26,7 +26,7 @@ class Plan:
     Args:
         site: Its number among all attentions of a pass.
         enters: Module at which vectors are put in: a norm, in place of its output, or the attention
-            itself, in place of its inputs.
+            itself, in place of its inputs; None asks for W_O alone.
         is_norm: Which of the two.
         leaves: Module whose output is what the heads write, or None.
         output: Which of its outputs.
@@ -37,7 +37,7 @@ class Plan:
     """
 
     site: int
-    enters: str
+    enters: str | None
     is_norm: bool
     leaves: str | None
     output: int
@@ -119,8 +119,10 @@ class _Put:
 
     def watch(self, stack: ExitStack, plan: Plan, modules: dict[str, nn.Module]) -> None:
         """Add the hooks of one attention."""
-        entry = modules[plan.enters]
-        if plan.is_norm:
+        entry = None if plan.enters is None else modules[plan.enters]
+        if entry is None:
+            pass
+        elif plan.is_norm:
             stack.callback(entry.register_forward_hook(self._instead).remove)
         else:
             hook = entry.register_forward_pre_hook(self._instead_of_inputs, with_kwargs=True)
