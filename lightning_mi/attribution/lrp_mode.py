@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..attention.observer import _with_globals
 from ..errors import ModelError, TapError
+from .lrp_composed import opened
 from .lrp_rules import (
     Replay,
     Step,
@@ -118,7 +118,7 @@ class Rules(TorchFunctionMode):
     ) -> Any:
         """Run a torch function by its rule."""
         call = Call(func, tuple(args), kwargs or {})
-        inside = _opened(func)
+        inside = opened(func)
         if inside is not None:
             with self:  # What it is made of has rules of its own.
                 return inside(*call.args, **call.kwargs)
@@ -250,89 +250,6 @@ def _changes(*values: Tensor) -> list[int]:
 def _fixed(result: Any) -> Replay:
     kept = result.clone() if isinstance(result, Tensor) else result
     return lambda again: kept
-
-
-def _opened(func: Callable[..., Any]) -> Callable[..., Any] | None:
-    if func is F.scaled_dot_product_attention:
-        return _attention
-    if func is F.multi_head_attention_forward:
-        return _with_globals(func)
-    return COMPOSED.get(func)
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Compute attention out of functions that have rules."""
-    if dropout_p > 0.0:
-        raise ModelError(
-            f"attn_lrp: expected no dropout of attention weights, got p={dropout_p}. The model "
-            "should pass 0.0 to scaled_dot_product_attention in evaluation mode."
-        )
-    if enable_gqa and key.shape[-3] != query.shape[-3]:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
-    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if is_causal:
-        here = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        scores = scores.masked_fill(~here, -math.inf)
-    if attn_mask is None:
-        return scores.softmax(-1) @ value
-    if attn_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attn_mask, -math.inf)
-    else:
-        scores = scores + attn_mask
-    nowhere = (scores == -math.inf).all(-1, keepdim=True)
-    pattern = scores.masked_fill(nowhere, 0.0).softmax(-1).masked_fill(nowhere, 0.0)
-    return pattern @ value
-
-
-def _gated_linear(input: Tensor, dim: int = -1) -> Tensor:
-    first, second = input.chunk(2, dim)
-    return first * second.sigmoid()
-
-
-def _group_norm(
-    input: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    groups = input.reshape(len(input), num_groups, -1)
-    groups = groups - groups.mean(-1, keepdim=True)
-    scale = ((groups * groups).mean(-1, keepdim=True) + eps).rsqrt()
-    shape = (1, -1, *(1,) * (input.ndim - 2))
-    normed = (groups * scale).reshape(input.shape)
-    normed = normed if weight is None else normed * weight.reshape(shape)
-    return normed if bias is None else normed + bias.reshape(shape)
-
-
-def _maximum(input: Tensor, other: Tensor) -> Tensor:
-    return torch.where(input >= other, input, other)
-
-
-def _minimum(input: Tensor, other: Tensor) -> Tensor:
-    return torch.where(input <= other, input, other)
-
-
-COMPOSED: Mapping[Callable[..., Any], Callable[..., Any]] = {
-    F.glu: _gated_linear,
-    F.group_norm: _group_norm,
-    torch.group_norm: _group_norm,
-    torch.maximum: _maximum,
-    Tensor.maximum: _maximum,
-    torch.minimum: _minimum,
-    Tensor.minimum: _minimum,
-}
-"""Functions written in terms of functions that have rules."""
 
 
 def _name(func: Callable[..., Any]) -> str:
