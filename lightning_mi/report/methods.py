@@ -7,25 +7,13 @@ from typing import Any
 import numpy as np
 
 from ..record import Panel, Record
+from ..sinks.names import spelled as title
 from .shelf import Numbers, Shelf
 
 __all__ = ["cap", "methods", "signed", "target", "targets", "title"]
 
 FIRST = ("integrated_gradients", "saliency")
 """These two stand first wherever methods are listed."""
-
-WRITTEN = {
-    "attn_lrp": "AttnLRP",
-    "grad_cam": "Grad-CAM",
-    "layer_grad_cam": "layer Grad-CAM",
-    "input_x_gradient": "input × gradient",
-    "smooth_grad": "SmoothGrad",
-    "smooth_grad_squared": "SmoothGrad²",
-    "var_grad": "VarGrad",
-    "idgi": "IDGI",
-    "discretized_integrated_gradients": "discretised integrated gradients",
-}
-"""Names that their papers write in a way of their own."""
 
 
 def methods(shelf: Shelf) -> list[str]:
@@ -37,16 +25,6 @@ def methods(shelf: Shelf) -> list[str]:
         and (r.measurement in FIRST or "method" in r.panel.convention)
     ]
     return sorted(named, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
-
-
-def title(method: str) -> str:
-    """Return a method's name as it is written.
-
-    Example:
-        >>> title("integrated_gradients"), title("grad_cam")
-        ('integrated gradients', 'Grad-CAM')
-    """
-    return WRITTEN.get(method, method.replace("_", " "))
 
 
 def signed(panel: Panel) -> bool:

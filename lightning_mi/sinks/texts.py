@@ -10,6 +10,7 @@ from typing import Any
 
 from ..pieces import whole_characters
 from ..record import Panel, Record
+from .names import spelled
 
 __all__ = ["labels", "places", "raw_rows", "readable", "rows_of_texts", "title", "visible"]
 
@@ -112,8 +113,7 @@ def title(record: Record) -> str:
     Returns:
         The panel's name, or the measurement's where the panel is just its values.
     """
-    words = record.measurement if record.what == "values" else record.what
-    return words.replace("_", " ")
+    return spelled(record.measurement if record.what == "values" else record.what)
 
 
 def raw_rows(panel: Panel) -> list[list[float]]:
