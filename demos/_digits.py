@@ -137,13 +137,15 @@ class Classifier(pl.LightningModule):
 
 
 class SmallCNN(Classifier):
-    """Two convolutions, a pooled map of 7 × 7, two linear layers: 55,000 parameters.
+    """Three convolutions and the mean over their last map of 7 × 7: 24,000 parameters.
+
+    The mean lets Grad-CAM say where: behind it every place counts alike.
 
     Args:
         learning_rate: Adam's.
     """
 
-    def __init__(self, learning_rate: float = 2e-3) -> None:
+    def __init__(self, learning_rate: float = 3e-3) -> None:
         super().__init__(learning_rate)
         self.features = nn.Sequential(
             nn.Conv2d(1, 16, 5, padding=2),
@@ -151,15 +153,15 @@ class SmallCNN(Classifier):
             nn.MaxPool2d(2),
             nn.Conv2d(16, 32, 3, padding=1),
             nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.ReLU(),
         )
-        self.pool = nn.MaxPool2d(2)
-        self.classify = nn.Sequential(
-            nn.Flatten(), nn.Linear(32 * 7 * 7, 32), nn.ReLU(), nn.Linear(32, CLASSES)
-        )
+        self.classify = nn.Linear(64, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``[example, class]``."""
-        return self.classify(self.pool(self.features(images)))
+        return self.classify(self.features(images).mean((2, 3)))
 
 
 class Block(nn.Module):

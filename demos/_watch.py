@@ -18,10 +18,13 @@ from rich.table import Table
 from torch import nn
 
 from lightning_mi import Measurement, Run
-from lightning_mi.attribution.evaluate import Evaluation, deletion
+from lightning_mi.attribution.evaluate import Evaluation, Interval, deletion, interval
 from lightning_mi.callbacks import MeasurementMonitor
 from lightning_mi.sinks.grid import over_steps
+from lightning_mi.sinks.names import spelled
 from lightning_mi.sinks.pictures import Scales, draw
+
+NAMES = {"random": "in random order", "position": "by position alone"}
 
 SHARES = (0, 0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.4, 0.6, 0.8, 1)
 """When to look, as shares of the run: often in the beginning, when most happens."""
@@ -84,7 +87,8 @@ class Verdict:
     Args:
         method: Its name.
         found: Areas under the model's probability while the highest scored inputs go.
-        least: The margin over random that it must reach, with 95 % certainty.
+        least: The margin that it must reach over random and over position alone, at the lower end
+            of the 95 % interval.
     """
 
     method: str
@@ -93,24 +97,26 @@ class Verdict:
 
     @property
     def passes(self) -> bool:
-        """Whether the interval of the margin lies above what was stated."""
+        """Whether the intervals of the margins lie above what was stated."""
+        return all(margin.low >= self.least for margin in self.margins.values())
+
+    @property
+    def margins(self) -> dict[str, Interval]:
+        """How much better than random and, for texts, than an order by position alone."""
         alone = self.found.recency_margin
-        return self.found.margin_interval.low >= self.least and (
-            alone is None or float(alone.mean()) > 0
-        )
+        margins = {"random": self.found.margin_interval}
+        return margins if alone is None else {**margins, "position": interval(alone)}
 
     def check(self) -> dict[str, str]:
         """Return what the report shows under its checks."""
-        margin, area = self.found.margin_interval, self.found.mean
-        random = self.found.values + self.found.margin
-        position = self.found.recency
-        said = "" if position is None else f", position alone {float(position.mean()):.3f}"
+        area = self.found.mean
+        others = [f"{area.mean + m.mean:.3f} {NAMES[name]}" for name, m in self.margins.items()]
+        least = " and ".join(f"{m.low:.3f}" for m in self.margins.values())
         return {
-            "check": f"Deletion by {self.method} beats random",
+            "check": f"Deletion by {self.method} beats {' and '.join(self.margins)}",
             "compared": f"area under the probability while the top inputs go, {area.n} held-out "
-            f"examples; the margin must be {self.least:g} or more",
-            "result": f"{area.mean:.3f} against {float(random.mean()):.3f}{said}; margin "
-            f"{margin.mean:.3f} ({margin.low:.3f} to {margin.high:.3f})",
+            f"examples; with 95 % confidence it must be smaller by {self.least:g}",
+            "result": f"{area.mean:.3f} against {', '.join(others)}: smaller by at least {least}",
             "status": "pass" if self.passes else "fail",
         }
 
@@ -128,13 +134,13 @@ def judge(
         model: The trained model.
         batch: Held-out examples.
         methods: Measurements that explain all of them.
-        least: The margin over random that each must reach.
+        least: The margin that each must reach.
         **options: As in `deletion`.
 
     Returns:
         One verdict for each.
     """
-    return [Verdict(m.name, deletion(model, batch, m, **options), least) for m in methods]
+    return [Verdict(spelled(m.name), deletion(model, batch, m, **options), least) for m in methods]
 
 
 def save_pictures(run: Run, folder: Path) -> list[Path]:
@@ -165,19 +171,17 @@ def print_verdicts(console: Console, title: str, verdicts: Sequence[Verdict]) ->
         verdicts: Of each method.
     """
     table = Table(title=title, title_justify="left")
-    for name in ("method", "area", "random", "position", "margin over random (95 %)", ""):
+    against = list(verdicts[0].margins)
+    beside = [column for name in against for column in (name, "margin (95 %)")]
+    for name in ("method", "area", *beside, f"≥ {verdicts[0].least:g}"):
         table.add_column(name)
     for one in verdicts:
-        margin, found = one.found.margin_interval, one.found
-        position = "" if found.recency is None else f"{float(found.recency.mean()):.3f}"
-        table.add_row(
-            one.method,
-            f"{found.mean.mean:.3f}",
-            f"{float((found.values + found.margin).mean()):.3f}",
-            position,
-            f"{margin.mean:+.3f} ({margin.low:+.3f} to {margin.high:+.3f})",
-            "[green]pass[/green]" if one.passes else "[red]FAIL[/red]",
-        )
+        area, cells = one.found.mean.mean, []
+        for margin in one.margins.values():
+            cells.append(f"{area + margin.mean:.3f}")
+            cells.append(f"{margin.mean:.3f} ({margin.low:.3f} to {margin.high:.3f})")
+        passed = "[green]pass[/green]" if one.passes else "[red]FAIL[/red]"
+        table.add_row(one.method, f"{area:.3f}", *cells, passed)
     console.print(table)
 
 

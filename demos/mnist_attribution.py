@@ -52,7 +52,7 @@ def methods(model: Classifier) -> list[Measurement]:
     if isinstance(model, SmallCNN):
         return [
             SmoothGrad(examples=SHOWN),
-            GradCam(examples=SHOWN, layer="features.3"),
+            GradCam(examples=SHOWN, layer="features.7"),
             Occlusion(examples=SHOWN, window=5, stride=2),
         ]
     return [
