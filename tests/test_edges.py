@@ -88,11 +88,14 @@ def test_inputs_of_heads_get_the_gradient_that_a_backward_pass_for_each_gives(na
         fast: list[Tensor] = []
         slow: list[Tensor] = []
         for exact, into in ((False, fast), (True, slow)):
-            seen = wiring.see(behavior.clean, branch=True)
+            both = torch.cat([behavior.clean, behavior.corrupted])  # Two steps of a path.
+            seen = wiring.see(both, branch=True)
             wiring.learn(seen)
             assert all(own is not None for own in wiring.heads)
-            total = behavior.metric(seen.outputs).sum()
-            into += [g for _, g in input_gradients(wiring, seen, total, exact=exact)]
+            total = sum(behavior.metric(block).sum() for block in seen.outputs.split(3))
+            into += [
+                g for _, g in input_gradients(wiring, seen, total, steps=2, size=3, exact=exact)
+            ]
     for a, b in zip(fast, slow, strict=True):
         assert close(a, b), name
 

@@ -399,12 +399,10 @@ def _add(
     total = _total(seen.outputs, behavior, copies)
     size, graph = len(behavior), wiring.graph
     scale = 1.0 / (size * copies)
-    for inputs, g in input_gradients(wiring, seen, total):
+    for inputs, g in input_gradients(wiring, seen, total, steps=copies, size=size):
         stop = graph.after[inputs[0]]
         if not stop:
             continue
-        if copies > 1:
-            g = torch.unflatten(g, 1, (copies, size)).sum(1)
         made = delta[:stop].flatten(1) @ g.flatten(1).T
         values[:stop, inputs] += scale * made.to(values)
 
@@ -474,9 +472,9 @@ def _add_own(
         rows = repeated(batch, size, copies)
         seen = wiring.see(rows, branch=True, rewrite=rewrite, reading=(behavior, copies))
         total = _total(seen.outputs, behavior, copies)
-        for inputs, g in input_gradients(wiring, seen, total):
+        for inputs, g in input_gradients(wiring, seen, total, steps=steps, size=size):
             stop = graph.after[inputs[0]]
-            mean = torch.unflatten(g, 1, (len(nodes), steps, size)).mean(2)
+            mean = torch.unflatten(g, 1, (len(nodes), size)) / steps
             for place, node in enumerate(nodes):
                 if node < stop:
                     made = mean[:, place].flatten(1) @ delta[node].flatten() / size

@@ -10,14 +10,20 @@ from torch import Tensor
 from ...attention import Site
 from ...attention.site import widened
 from ...errors import ModelError
-from .heads import ROLES, Role, attend
+from .heads import ROLES, Role, added, attend
 from .streams import Seen, Wiring
 
 __all__ = ["input_gradients"]
 
 
 def input_gradients(
-    wiring: Wiring, seen: Seen, total: Tensor, *, exact: bool = False
+    wiring: Wiring,
+    seen: Seen,
+    total: Tensor,
+    *,
+    steps: int = 1,
+    size: int = 1,
+    exact: bool = False,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield the gradient of a number at each input, reader by reader.
 
@@ -28,11 +34,13 @@ def input_gradients(
         wiring: The model.
         seen: A pass with ``branch``.
         total: What is differentiated.
+        steps: Rows of the pass are ``[…, step, example]``: how many steps are added up.
+        size: Number of examples.
         exact: Pull back by a backward pass for each head instead: slow, needs no knowledge of the
             way, and is what layers get whose heads are not understood.
 
     Yields:
-        Indices of inputs and ``[input, example, position, d_model]``.
+        Indices of inputs and ``[input, row / steps, position, d_model]``.
     """
     anatomy, heads = wiring.anatomy, wiring.heads
     wanted = [*seen.entering]
@@ -49,19 +57,20 @@ def input_gradients(
         x, own = seen.entering[index], wiring.inputs_of(index)
         if reader.kind != "attention":
             g = found[index]
-            whole = torch.zeros_like(widened(x)) if g is None else widened(g)
+            whole = added(torch.zeros_like(widened(x)) if g is None else widened(g), 0, steps, size)
             yield own, (whole - shared[id(x)] if id(x) in shared else whole)[None]
             continue
         start = count + 4 * reader.layer
         given = _of_roles(seen.sites[reader.layer], found[start : start + 4])
         if given is None:
-            yield own, widened(x).new_zeros(len(own), *x.shape)
+            yield own, widened(x).new_zeros(len(own), len(x) // steps, *x.shape[1:])
             continue
         known = heads[reader.layer]
         if exact or known is None:
-            parts = [_by_head(seen.sites[reader.layer], r, given[r], x) for r in ROLES]
+            slow_parts = (_by_head(seen.sites[reader.layer], r, given[r], x) for r in ROLES)
+            parts = [added(g, 1, steps, size) for g in slow_parts]
         else:
-            parts = [known.pullback(r, given[r], x.detach()) for r in ROLES]
+            parts = [known.pullback(r, given[r], x.detach(), steps, size) for r in ROLES]
         made = torch.cat(parts)
         if sum(x is y for y in seen.entering) > 1:
             shared[id(x)] = made.sum(0)

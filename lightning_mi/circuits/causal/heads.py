@@ -21,7 +21,7 @@ from ...attention import Site
 from ...attention.site import grouped_product, safe_softmax, widened
 from ...errors import ModelError
 
-__all__ = ["HeadInputs", "Turn", "attend", "head_inputs", "norm_pullback"]
+__all__ = ["HeadInputs", "Turn", "added", "attend", "head_inputs", "norm_pullback"]
 
 Role: TypeAlias = Literal["q", "k", "v"]
 ROLES: tuple[Role, ...] = ("q", "k", "v")
@@ -116,28 +116,79 @@ class HeadInputs:
         norm = self.inner[role]
         return self.turns[role](p if norm is None else norm(p))
 
-    def pullback(self, role: Role, given: Tensor, x: Tensor) -> Tensor:
+    def pullback(self, role: Role, given: Tensor, x: Tensor, steps: int, size: int) -> Tensor:
         """Return the gradient at each head's own input from that at its query, key or value.
 
         The exact vector-Jacobian product: turned back, through the norm of queries where there is
-        one, through the head's matrix, and through the norm of the stream.
+        one, through the head's matrix, and through the norm of the stream. Steps are summed before
+        anything is as wide as the stream.
 
         Args:
             role: Which.
-            given: Gradient ``[example, head, position, d_head]``.
-            x: The stream that all heads read ``[example, position, d_model]``.
+            given: Gradient ``[row, head, position, d_head]``.
+            x: The stream that all heads read ``[row, position, d_model]``.
+            steps: Rows are ``[…, step, example]``: how many steps are added up.
+            size: Number of examples.
 
         Returns:
-            Shape ``[head, example, position, d_model]``.
+            Shape ``[head, row / steps, position, d_model]``.
         """
         g = self.turns[role](widened(given).transpose(0, 1), back=True)
-        norm = self.inner[role]
-        wide = widened(x)
-        if norm is not None:
+        inner, wide = self.inner[role], widened(x)
+        if inner is not None:
             n = wide if self.norm is None else self.norm(wide)
-            g = norm_pullback(norm, g, self.projected(role, n[None]))
-        g = torch.unflatten(g.flatten(1, 2) @ self.weights[role].to(g).mT, 1, g.shape[1:3])
-        return g if self.norm is None else norm_pullback(self.norm, g, wide)
+            g = norm_pullback(inner, g, self.projected(role, n[None]))
+        weight = self.weights[role].to(g)
+        if self.norm is None:
+            return _widen(added(g, 1, steps, size), weight)
+        return _through(self.norm, g, weight, wide, steps, size)
+
+
+def added(values: Tensor, axis: int, steps: int, size: int) -> Tensor:
+    """Return rows ``[…, step, example]`` added up over steps.
+
+    Args:
+        values: Any tensor.
+        axis: Where its rows are.
+        steps: How many steps.
+        size: How many examples.
+
+    Returns:
+        As many rows as before, divided by ``steps``.
+    """
+    if steps == 1:
+        return values
+    parts = torch.unflatten(values, axis, (-1, steps, size))
+    return parts.sum(axis + 1).flatten(axis, axis + 1)
+
+
+def _widen(g: Tensor, weight: Tensor) -> Tensor:
+    """Return g Wᵀ of each head: ``[head, row, position, d_model]``."""
+    made: Tensor = torch.unflatten(g.flatten(1, 2) @ weight.mT, 1, g.shape[1:3])
+    return made
+
+
+def _through(norm: Norm, g: Tensor, weight: Tensor, x: Tensor, steps: int, size: int) -> Tensor:
+    """Return `norm_pullback` of g Wᵀ, added up over steps.
+
+    With W' = gain·W it is Σ (g/s) W'ᵀ − Σ x̂·(g · x̂W')/(d·s) − Σ (g · mean of W')/s: only sums over
+    steps are as wide as the stream.
+    """
+    scale = norm.scale(x)
+    unit = (x - x.mean(-1, keepdim=True) if norm.kind == "layer" else x) / scale
+    W = weight if norm.weight is None else norm.weight.to(weight)[:, None] * weight
+    heads, d, width = W.shape
+    seen = torch.unflatten(unit @ W.transpose(0, 1).reshape(d, -1), -1, (heads, width))
+    scaled = g / scale
+    along = torch.einsum("hntk,nthk->hnt", scaled, seen) / d
+    made = _widen(added(scaled, 1, steps, size), W)
+    parts = torch.unflatten(along, 1, (-1, steps, size))
+    units = torch.unflatten(unit, 0, (-1, steps, size))
+    made = made - torch.einsum("hgsbt,gsbtd->hgbtd", parts, units).flatten(1, 2)
+    if norm.kind == "layer":
+        level = torch.einsum("hntk,hk->hnt", scaled, W.mean(1))
+        made = made - added(level, 1, steps, size)[..., None]
+    return made
 
 
 def norm_pullback(norm: Norm, given: Tensor, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -20,11 +20,11 @@ from ...record import Panel
 from ...task import Task
 from .edges import Direction, coinciding
 from .places import Port
-from .ports import Ports
+from .ports import Change, Ports
 from .readings import Asker
 from .restart import Base, Level, Row, recording
 
-__all__ = ["ActivationPatching", "Patched", "Patcher", "activation_patching"]
+__all__ = ["ActivationPatching", "Patched", "Patcher", "activation_patching", "checked", "panel_of"]
 
 Patched: TypeAlias = Literal["z", "q", "k", "v", "pattern", "mlp", "residual"]
 OF_HEADS = ("z", "q", "k", "v", "pattern")
@@ -92,16 +92,35 @@ class Patcher:
         with torch.no_grad():
             if self.what == "residual":
                 self.ports.find_streams(self.ends[0])
-            self.donor, self.donor_metric = self._see(self.ends[1], None)
+            self.donor, self.donor_metric = self.see(self.ends[1], None)
             with recording(self.base):
-                self.old, self.base_metric = self._see(self.ends[0], self.sites)
+                self.old, self.base_metric = self.see(self.ends[0], self.sites)
         self.base.z = {layer: site.z for layer, site in self.sites.items()}
 
-    def _see(self, batch: Any, sites: dict[int, Site] | None) -> tuple[dict[int, Tensor], Tensor]:
+    def see(
+        self,
+        batch: Any,
+        sites: dict[int, Site] | None,
+        change: Callable[[Port], Change] | None = None,
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """Run the model and keep what is patched.
+
+        Args:
+            batch: One of the ends.
+            sites: Filled with the attention of each layer, if it is not None.
+            change: What is done to the z of a layer, or to what an MLP writes or the stream.
+
+        Returns:
+            What is patched, by layer, and the metric ``[example]``.
+        """
         found: dict[int, Tensor] = {}
         seen: dict[Port, Tensor] = {}
+        wanted = self._wanted()
+        changes = {} if change is None else {port: change(port) for port in wanted}
 
         def visit(layer: int, site: Site) -> None:
+            if change is not None and self.what in OF_HEADS:
+                site.z = change(("z", layer)).apply(site.z)
             if sites is not None:
                 sites[layer] = site
             if self.what == "pattern":
@@ -109,7 +128,7 @@ class Patcher:
             elif self.what in OF_HEADS:
                 found[layer] = getattr(site, self.what)
 
-        with self.ports.opened({}, seen, self._wanted(), visit=visit):
+        with self.ports.opened(changes, seen, wanted, visit=visit):
             metric = self.asker(batch)[0]
         found.update({layer: value.clone() for (_, layer), value in seen.items()})
         return found, metric
@@ -149,7 +168,7 @@ class Patcher:
     def row(self, entry: Entry) -> Row:
         """Return the patch of an entry."""
         layer, head, position = entry
-        where = self._where(layer, position)
+        where = self.where(layer, position)
         if self.what not in OF_HEADS:
             return Row(None, where, self.donor[layer])
         site, donor = self.sites[layer], self.donor[layer]
@@ -162,7 +181,16 @@ class Patcher:
             return Row(heads, where, self._attended(layer, None, None))
         return Row(heads, None, self._attended(layer, where, position))
 
-    def _where(self, layer: int, position: int | None) -> Tensor | None:
+    def where(self, layer: int, position: int | None) -> Tensor | None:
+        """Return which positions are patched, boolean ``[example, position]``; None is all.
+
+        Args:
+            layer: The layer.
+            position: The position, where each is patched by itself.
+
+        Returns:
+            The mask.
+        """
         value = self.donor[layer]
         length = value.shape[2] if self.what in OF_HEADS else value.shape[1]
         steps = torch.arange(length, device=value.device)
@@ -309,7 +337,7 @@ def activation_patching(
         {'layer': 1, 'head': 2}
     """
     own = as_behavior(behavior)
-    where = _checked(own, what, direction, positions, reduce)
+    where = checked(own, what, direction, positions, reduce)
     with untouched(model) as plain, frozen(plain), torch.no_grad():
         patcher = Patcher(plain, own, what, direction, where, task, anatomy)
         patcher.run()
@@ -389,9 +417,24 @@ def _convention(
     return about
 
 
-def _checked(
+def checked(
     behavior: Behavior, what: str, direction: str, positions: str | None, reduce: str | None
 ) -> str:
+    """Refuse arguments that mean nothing, and return which positions are meant.
+
+    Args:
+        behavior: The prompts.
+        what: What is patched.
+        direction: Which run.
+        positions: See `activation_patching`.
+        reduce: See there.
+
+    Returns:
+        ``"all"``, ``"each"`` or a name.
+
+    Raises:
+        ArgumentError: If one is wrong.
+    """
     for name, given, allowed in (
         ("what", what, get_args(Patched)),
         ("direction", direction, get_args(Direction)),

@@ -330,6 +330,9 @@ def replaced(output: Any, place: int, new: Tensor) -> Any:
 
     Returns:
         The same form.
+
+    Raises:
+        ModelError: If it is neither.
     """
     if isinstance(output, Tensor):
         return new

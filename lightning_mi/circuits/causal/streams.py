@@ -142,6 +142,9 @@ class Wiring:
 
         Returns:
             What was seen, in the model's own graph.
+
+        Raises:
+            ModelError: If the batch takes another path through the model than its anatomy.
         """
         entering: dict[int, Tensor] = {}
         returned: dict[int, Tensor] = {}
