@@ -11,14 +11,29 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from lightning_mi import Classification, IndexedData, NextToken, Regression
-from lightning_mi.influence import EKFAC, KFAC, Objective, influence_scores
+from lightning_mi import ArgumentError, Classification, IndexedData, NextToken, Regression
+from lightning_mi.influence import (
+    CG,
+    EKFAC,
+    KFAC,
+    TRAK,
+    Arnoldi,
+    DataInf,
+    Direct,
+    LiSSA,
+    LoGra,
+    Objective,
+    influence_scores,
+    relatif,
+    self_influence,
+)
 from lightning_mi.influence.blocks import dense_all
 from lightning_mi.influence.dense import gauss_newton
 from lightning_mi.influence.factors import eigen_of
 from lightning_mi.influence.gathered import Gathered
 from lightning_mi.influence.pieces import Matrix, Vector
 from lightning_mi.influence.point import Point
+from lightning_mi.influence.products import Curvature
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -283,3 +298,185 @@ def test_batches_do_not_matter(solver: str, kind: str) -> None:
     ]
     for other in every[1:]:
         assert torch.allclose(every[0], other, rtol=1e-7, atol=1e-10 * float(every[0].abs().max()))
+
+
+# ------------------------------------------------------------------ the other solvers
+
+SOLVERS: list[Any] = [
+    "exact",
+    "ekfac",
+    "kfac",
+    "datainf",
+    LoGra(rank=3),
+    TRAK(dimension=12),
+    "arnoldi",
+    LiSSA(depth=12),
+    LiSSA(depth=12, examples=3),
+    CG(preconditioner=EKFAC()),
+]
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.filterwarnings("ignore:The model is far", "ignore:The solver stopped")
+def test_no_solver_depends_on_batches(solver: Any) -> None:
+    model, task, data = case("mlp")
+    every = [
+        influence_scores(
+            model, Objective(task), data, data, solver=solver, batch_size=b, damping=0.05
+        )
+        for b in (1, 3, 5)
+    ]
+    for other in every[1:]:
+        assert torch.allclose(every[0].values, other.values, rtol=1e-7, atol=1e-10)
+    assert 0 < every[0].convention["parameters_covered"] <= 1
+    assert bool(every[0].values.any())
+
+
+def system(kind: str = "mlp", damping: float = 0.05) -> tuple[Curvature, Tensor, Tensor]:
+    """A curvature, its dense twin, and right-hand sides."""
+    model, task, data = case(kind)
+    indexed, point = IndexedData(data), Point(model)
+    curvature = Curvature(
+        point, Objective(task), lambda: [indexed.batch(range(5))], 5, damping=damping
+    )
+    matrix = dense_twin(model, task, indexed) + damping * torch.eye(point.size).double()
+    return curvature, matrix, torch.randn(3, point.size).double()
+
+
+@pytest.mark.parametrize(
+    "solver", [Arnoldi(dimension=99, rank=None), LiSSA(depth=120), CG(preconditioner=EKFAC())]
+)
+def test_iterative_solvers_reach_the_inverse(solver: Any) -> None:
+    damping = 0.5 if isinstance(solver, LiSSA) else 0.05
+    curvature, matrix, right = system(damping=damping)
+    if isinstance(solver, Arnoldi):  # Right-hand sides inside its Krylov space.
+        right = right @ (matrix - 0.05 * torch.eye(len(matrix)).double())
+    found = solver.solve(curvature, right)
+    expected = torch.linalg.solve(matrix, right.T).T
+    assert torch.allclose(
+        found.vectors, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
+    )
+    rest = (right - found.vectors @ matrix).norm(dim=1) / right.norm(dim=1)
+    assert torch.allclose(found.residual, rest, atol=1e-9)
+
+
+def test_a_preconditioner_saves_products() -> None:
+    model, train, _, _ = kronfluence()
+    batch, point = [train.tensors[0].double(), train.tensors[1]], Point(model.double())
+    right, counts = torch.randn(2, point.size).double(), []
+    for preconditioner in (None, Direct()):
+        calls: list[int] = []
+
+        class Counted(Curvature):
+            def __call__(self, vectors: Tensor) -> Tensor:
+                calls.append(1)  # noqa: B023
+                return super().__call__(vectors)
+
+        counted = Counted(point, Objective(Classification()), lambda: [batch], 60, damping=1e-3)
+        found = CG(preconditioner=preconditioner).solve(counted, right)
+        assert set(found.stopped) == {"converged"}
+        counts.append(len(calls))
+    assert counts[1] <= 3 < counts[0]  # The whole inverse leaves nothing to do.
+
+
+def test_lissa_says_that_it_diverged() -> None:
+    matrix = torch.diag(torch.tensor([1.0, -1.0])).double()
+    found = LiSSA(depth=50).solve(lambda v: v @ matrix, torch.ones(1, 2).double())
+    assert found.stopped == ("diverged",)
+    assert bool(found.vectors.isnan().all())
+
+
+def test_datainf_equals_its_formula() -> None:
+    curvature, _, right = system(damping=0.3)
+    found = DataInf().solve(curvature, right).vectors
+    gathered_rows = curvature.gathered("true")
+    (chunk,) = list(gathered_rows)
+    rows = dense_all(gathered_rows.blocks, chunk.losses, 5, curvature.point.size)
+    expected = torch.zeros_like(right)
+    for block in gathered_rows.blocks:
+        total = torch.zeros(())
+        for g in block.take(rows).flatten(1):
+            inverse = torch.linalg.inv(torch.outer(g, g) + 0.3 * torch.eye(len(g)).double())
+            total = total + block.take(right).flatten(1) @ inverse / 5
+        block.put(expected, total)
+    assert torch.allclose(found, expected, rtol=1e-9)
+
+
+def test_projections_keep_inner_products_on_average() -> None:
+    curvature, _, right = system(damping=1.0)
+    kept = []
+    for seed in range(200):
+        solver = TRAK(dimension=8, seed=seed)
+        gathered_rows = curvature.gathered("true")
+        total = torch.zeros(())
+        for place, block in enumerate(gathered_rows.blocks):
+            for where, matrix in solver._parts(place, block, gathered_rows):
+                part = block.take(right[:1]).flatten(1)[:, where] @ matrix
+                total = total + part
+        kept.append(float(total.square().sum()))
+    assert np.mean(kept) == pytest.approx(float(right[0].square().sum()), rel=0.1)
+
+
+@pytest.mark.parametrize("solver", [EKFAC(), KFAC(), DataInf(), LoGra(), TRAK()])
+def test_what_approximates_gauss_newton_refuses_the_hessian(solver: Any) -> None:
+    model, task, data = case("mlp")
+    with pytest.raises(ArgumentError, match="gauss-newton"):
+        influence_scores(model, Objective(task), data, data, solver=solver, curvature="hessian")
+
+
+@pytest.mark.filterwarnings("ignore:The model is far")
+def test_little_memory_gives_the_same() -> None:
+    model, task, data = case("tied")
+    kept, anew = (
+        influence_scores(
+            model, Objective(task), data, data, solver="ekfac", batch_size=2, memory_budget=b
+        )
+        for b in (2**30, 0)
+    )
+    assert torch.allclose(kept.values, anew.values, rtol=1e-10)
+
+
+# ------------------------------------------------------------------ self-influence
+
+
+@pytest.mark.parametrize("solver", ["exact", "ekfac", "cg"])
+@pytest.mark.filterwarnings("ignore:The model is far")
+def test_self_influence_is_the_diagonal(solver: str) -> None:
+    model, task, data = case("mlp")
+    own = self_influence(model, Objective(task), data, solver=solver, damping=0.1)
+    whole = influence_scores(model, Objective(task), data, data, solver=solver, damping=0.1)
+    assert torch.allclose(own.values[0], whole.values.diagonal(), rtol=1e-5)
+    assert bool((own.values > 0).all())
+    few = self_influence(
+        model, Objective(task), data, solver=solver, damping=0.1, candidates=[3, 1]
+    )
+    assert torch.allclose(few.values[0], own.values[0, [3, 1]], rtol=1e-7)
+    relative = relatif(whole, own)
+    assert torch.allclose(relative.values, whole.values / own.values.sqrt())
+    with pytest.raises(ArgumentError, match="self_influence"):
+        relatif(whole, whole)
+
+
+def test_self_influence_of_kronfluence() -> None:
+    model, train, _, stored = kronfluence()
+    found = self_influence(
+        model, Objective(Classification()), train, solver=EKFAC(labels="true"), damping=0.1
+    )
+    expected = torch.tensor(stored["self_scores.ekfac.damping=0.1"]).double().flatten()
+    assert torch.allclose(found.values[0] * 60, expected, rtol=2e-3)
+
+
+def test_the_leverage_identity_of_ridge_regression() -> None:
+    """Removing i raises its own squared error from e² to (e / (1 − h))²."""
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 3).double(), torch.randn(20, 1).double()
+    ridge = 0.3
+    gram = torch.linalg.inv(x.T @ x / 20 + ridge * torch.eye(3).double())
+    model = nn.Linear(3, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_((gram @ x.T @ y / 20).T)
+    objective = Objective(Regression(), regularizer=lambda m: ridge * m.weight.square().sum())
+    own = self_influence(model, objective, TensorDataset(x, y), solver="exact", damping=0.0)
+    error = (y - x @ model.weight.T)[:, 0].detach()
+    leverage = (x @ gram * x).sum(1) / 20
+    assert torch.allclose(own.values[0], 2 * error.square() * leverage, rtol=1e-9)

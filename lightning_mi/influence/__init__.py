@@ -10,7 +10,10 @@ from __future__ import annotations
 from .after_training import InfluenceFunction
 from .direct import Direct
 from .factors import EKFAC, KFAC
+from .krylov import Arnoldi, LiSSA
 from .objective import Objective
+from .own import relatif, self_influence
+from .projected import TRAK, DataInf, LoGra
 from .result import InfluenceScores, TokenShares
 from .scores import influence_scores
 from .solvers import CG, Solution, Solver
@@ -26,11 +29,18 @@ __all__ = [
     # after training
     "InfluenceFunction",
     "influence_scores",
+    "relatif",
+    "self_influence",
     # solving for the inverse curvature
+    "Arnoldi",
     "CG",
+    "DataInf",
     "Direct",
     "EKFAC",
     "KFAC",
+    "LiSSA",
+    "LoGra",
+    "TRAK",
     "Solution",
     "Solver",
     # results

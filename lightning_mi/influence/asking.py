@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from .objective import Objective
 from .per_example import mean_gradient
 from .point import Point
 
-__all__ = ["asked_gradients"]
+__all__ = ["asked_gradients", "loss_gradients"]
 
 
 def asked_gradients(
@@ -42,10 +43,45 @@ def asked_gradients(
         losses = partial(objective.query_losses, query=query)
         singles = chunks(data, indices, 1, point)
         return torch.stack([mean_gradient(point, losses, [batch]) for batch in singles])
-    gathered = Gathered(point, objective, lambda: ())
-    rows = []
+    return _rows(point, objective, query, data, indices, size)
+
+
+def loss_gradients(
+    point: Point,
+    objective: Objective,
+    data: IndexedData,
+    indices: Sequence[int],
+    size: int | None = None,
+) -> Tensor:
+    """Return ∇ℓᵢ of training examples.
+
+    Args:
+        point: The model.
+        objective: Gives outputs and losses.
+        data: The examples.
+        indices: Which of them.
+        size: Examples run at once.
+
+    Returns:
+        Shape ``[example, P]``, in double precision.
+    """
+    return _rows(point, objective, None, data, indices, size)
+
+
+def _rows(
+    point: Point,
+    objective: Objective,
+    query: Target | None,
+    data: IndexedData,
+    indices: Sequence[int],
+    size: int | None,
+) -> Tensor:
+    gathered, rows = Gathered(point, objective, lambda: ()), []
     for batch in chunks(data, indices, size, point):
-        pieces = gathered.of(batch, partial(_turned, query, batch))
+        if query is None:
+            pieces = gathered.own(batch)
+        else:
+            pieces = gathered.of(batch, partial(_turned, query, batch))
         rows.append(dense_all(gathered.blocks, pieces, batch_size(batch), point.size))
     return torch.cat(rows)
 

@@ -40,11 +40,12 @@ class Block:
 
     def take(self, vectors: Tensor) -> Tensor:
         """Return this block's part of vectors ``[vector, P]`` as ``[vector, *shape]``."""
-        return vectors[:, self.index.flatten()].reshape(-1, *self.shape)
+        return vectors.index_select(1, self.index.flatten()).reshape(-1, *self.shape)
 
     def put(self, vectors: Tensor, part: Tensor) -> None:
         """Write this block's part into vectors ``[vector, P]``."""
-        vectors[:, self.index.flatten()] = part.reshape(len(part), -1).to(vectors.dtype)
+        flat = part.reshape(len(part), -1).to(vectors.dtype)
+        vectors.index_copy_(1, self.index.flatten(), flat)
 
 
 def blocks_of(pieces: Iterable[Piece], point: Point) -> list[Block]:

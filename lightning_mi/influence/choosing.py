@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from ..errors import ArgumentError
 from .direct import Direct
 from .factors import EKFAC, KFAC
+from .krylov import Arnoldi, LiSSA
+from .projected import TRAK, DataInf, LoGra
 from .solvers import CG, Solver
 
 __all__ = ["as_solver"]
@@ -18,6 +20,11 @@ def named_solvers() -> Mapping[str, Solver]:
         "cg": CG(),
         "direct": Direct(),
         "exact": Direct(),
+        "lissa": LiSSA(),
+        "arnoldi": Arnoldi(),
+        "datainf": DataInf(),
+        "logra": LoGra(),
+        "trak": TRAK(),
         "ekfac": EKFAC(),
         "kfac": KFAC(),
     }

@@ -11,7 +11,6 @@ from torch import Tensor
 from .blocks import Block, dense, grouped
 from .gathered import Chunk, Gathered
 from .pieces import Piece, Vector
-from .point import wide
 
 __all__ = ["gauss_newton"]
 
@@ -33,12 +32,12 @@ def gauss_newton(gathered: Gathered) -> tuple[Tensor, Tensor]:
         The matrix, its entries ordered block by block, and the place of each of them in the vector
         of all parameters.
     """
-    sums = _Sums(gathered.blocks, gathered.point.device)
+    sums = _Sums(gathered.blocks, gathered.kind, gathered.point.device)
     examples = 0
     for chunk in gathered:
         examples += chunk.examples
         sums.add(chunk)
-    return sums.whole() / max(1, examples), sums.order
+    return sums.whole().div_(max(1, examples)), sums.order
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +52,8 @@ class _Single:
 class _Sums:
     """Sums over examples, for every pair of blocks."""
 
-    def __init__(self, blocks: Sequence[Block], device: torch.device) -> None:
-        self.blocks, self.dtype, self.device = blocks, wide(device), device
+    def __init__(self, blocks: Sequence[Block], dtype: torch.dtype, device: torch.device) -> None:
+        self.blocks, self.dtype = blocks, dtype
         self.starts = [0]
         for block in blocks:
             self.starts.append(self.starts[-1] + block.size)
@@ -73,8 +72,12 @@ class _Sums:
             self._add_rows(by_name, chunk.examples)
 
     def whole(self) -> Tensor:
-        """Return the symmetric matrix of which the upper blocks were summed."""
-        return self.matrix.triu() + self.matrix.triu(1).T
+        """Return the symmetric matrix, of which the upper blocks alone were summed."""
+        for i in range(len(self.blocks)):
+            for j in range(i + 1, len(self.blocks)):
+                upper = self.matrix[self._range(i), self._range(j)]
+                self.matrix[self._range(j), self._range(i)] = upper.T
+        return self.matrix
 
     def _add_singles(self, singles: list[_Single], examples: int) -> None:
         for i, one in enumerate(singles):

@@ -58,42 +58,54 @@ class Direct:
         return self.prepare(product)(right)
 
 
+ENOUGH = 1e-4
+"""Relative residual of a solve in single precision that is not repeated in double."""
+
+
 class _Inverse:
-    """Solves for right-hand sides; the matrix is made at the first, whose size says how large."""
+    """Solves for right-hand sides; the matrix is made at the first, whose size says how large.
+
+    A matrix in single precision is factorised in it first, which halves the time; where it does
+    not come out positive definite, or residuals are not small, it is done again in double.
+    """
 
     def __init__(self, direct: Direct, product: Product) -> None:
         self.direct, self.product = direct, product
-        self._factor: Tensor | None = None
         self._made: tuple[Tensor, Tensor] | None = None
+        self._factors: dict[torch.dtype, Tensor | None] = {}
         self._eigen: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, right: Tensor) -> Solution:
-        matrix, order = self._matrix(right)
-        ordered = right[:, order]
-        if self._eigen is None and self._factor is not None:
-            solved = torch.cholesky_solve(ordered.T, self._factor).T
-            reason = CONVERGED
-        else:
-            solved, reason = self._through_eigenvectors(ordered), NEGATIVE
-        rest = (ordered - solved @ matrix).norm(dim=1)
-        found = torch.empty_like(right)
-        found[:, order] = solved
-        return Solution(found, relative(rest, right), (reason,) * len(right))
-
-    def _matrix(self, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the solution for each right-hand side ``[query, P]``."""
         if self._made is None:
             self._check(right.shape[1])
-            matrix, order = _whole(self.product, right)
-            factor, failed = torch.linalg.cholesky_ex(matrix)
-            if bool(failed):
-                values, vectors = torch.linalg.eigh(matrix)
-                self._eigen = (values, vectors)
-            self._factor, self._made = factor, (matrix, order)
-        return self._made
+            self._made = _whole(self.product, right)
+        matrix, order = self._made
+        ordered = right[:, order]
+        solved, rest, reason = self._solved(matrix, ordered)
+        if matrix.dtype != right.dtype and (reason != CONVERGED or not bool((rest < ENOUGH).all())):
+            solved, rest, reason = self._solved(matrix.to(right.dtype), ordered)
+        found = torch.empty_like(right)
+        found[:, order] = solved.to(right.dtype)
+        return Solution(found, rest.to(right.dtype), (reason,) * len(right))
 
-    def _through_eigenvectors(self, right: Tensor) -> Tensor:
-        if self._eigen is None:
-            return torch.full_like(right, float("nan"))
+    def _solved(self, matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor, str]:
+        """Return solution, relative residuals and why it stopped, in the matrix's precision."""
+        right = right.to(matrix.dtype)
+        if matrix.dtype not in self._factors:
+            factor, failed = torch.linalg.cholesky_ex(matrix)
+            self._factors[matrix.dtype] = None if bool(failed) else factor
+        known = self._factors[matrix.dtype]
+        if known is not None:
+            solved, reason = torch.cholesky_solve(right.T, known).T, CONVERGED
+        else:
+            solved, reason = self._through_eigenvectors(matrix, right), NEGATIVE
+        return solved, relative((right - solved @ matrix).norm(dim=1), right), reason
+
+    def _through_eigenvectors(self, matrix: Tensor, right: Tensor) -> Tensor:
+        if self._eigen is None or self._eigen[0].dtype != matrix.dtype:
+            values, vectors = torch.linalg.eigh(matrix)
+            self._eigen = (values, vectors)
         values, vectors = self._eigen
         kept = values.abs() > values.abs().max() * len(values) * torch.finfo(values.dtype).eps
         return right @ vectors * torch.where(kept, 1 / values, 0) @ vectors.T
@@ -124,5 +136,5 @@ def _gauss_newton(curvature: Curvature) -> tuple[Tensor, Tensor] | None:
     if curvature.kind != "gauss-newton" or ridge is None or curvature.outputs > FEW:
         return None
     matrix, order = gauss_newton(curvature.gathered("exact"))
-    matrix.diagonal().add_(ridge[order] + curvature.damping)
+    matrix.diagonal().add_((ridge[order] + curvature.damping).to(matrix.dtype))
     return matrix, order

@@ -73,7 +73,7 @@ class KFAC:
             scale = self.relative_damping
             mean = float(eigen[block.name].values.mean())
             dampings[block.name] = own + (curvature.damping if scale is None else scale * mean)
-        return Eigens(gathered.blocks, eigen, dampings, gathered.used)
+        return Eigens(gathered.blocks, eigen, dampings, gathered.used, gathered.kind)
 
     def solve(self, product: Product, right: Tensor) -> Solution:
         """Return the approximate inverse applied to each right-hand side.
@@ -164,13 +164,14 @@ class Eigens:
     eigen: dict[str, Eigen]
     dampings: dict[str, float]
     labels: str
+    kind: torch.dtype
 
     def __call__(self, right: Tensor) -> Solution:
         """Return the solution for each right-hand side ``[query, P]``."""
         found = torch.zeros_like(right)
         for block in self.blocks:
             own = self.eigen[block.name]
-            turned = own.turned(block.take(right))
+            turned = own.turned(block.take(right).to(self.kind))
             divided = turned / (own.values.to(turned) + self.dampings[block.name])
             block.put(found, own.back(torch.where(turned == 0, 0.0, divided)))
         details = {"labels": self.labels}

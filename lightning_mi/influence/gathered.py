@@ -82,7 +82,11 @@ class Gathered:
 
     @property
     def blocks(self) -> list[Block]:
-        """The parameters in blocks."""
+        """The parameters in blocks.
+
+        Raises:
+            RuntimeError: If there is no batch to find them with.
+        """
         if self._blocks is None:
             next(iter(self))
         if self._blocks is None:
@@ -104,6 +108,11 @@ class Gathered:
             yield chunk
         if kept is not None:
             self._kept, self._complete = kept, True
+
+    @property
+    def kind(self) -> torch.dtype:
+        """Type of the gradients: the model's own, single where that is half."""
+        return torch.float32 if self.point.dtype.itemsize < 4 else self.point.dtype
 
     @property
     def complete(self) -> bool:
@@ -133,8 +142,7 @@ class Gathered:
             Shape ``[example, vector]``, in double precision.
         """
         rows = []
-        kind = torch.float32 if self.point.dtype.itemsize < 4 else self.point.dtype
-        parts = {b.name: b.take(vectors).to(kind) for b in self.blocks}
+        parts = {b.name: b.take(vectors).to(self.kind) for b in self.blocks}
         for chunk in self:
             row = vectors.new_zeros(chunk.examples, len(vectors))
             by_name = grouped(chunk.losses)

@@ -1,0 +1,151 @@
+"""What an example does to itself, and scores relative to it: `self_influence`, `relatif`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from ..isolation import untouched
+from .asking import loss_gradients
+from .choosing import as_solver
+from .data import as_indexed, chosen
+from .objective import Objective, as_objective
+from .point import Point
+from .products import CurvatureKind
+from .result import InfluenceScores
+from .scores import Job
+from .solvers import Solver, prepared
+
+__all__ = ["relatif", "self_influence"]
+
+MANY = 2**25
+"""Entries of gradients that are solved for at once."""
+
+
+def self_influence(
+    model: nn.Module,
+    objective: Objective,
+    train: Any,
+    *,
+    solver: str | Solver = "ekfac",
+    curvature: CurvatureKind = "gauss-newton",
+    damping: float = 0.01,
+    candidates: Sequence[int] | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    memory_budget: int = 2**30,
+) -> InfluenceScores:
+    """Return (1/n) gᵢᵀ (H̄ + λI)⁻¹ gᵢ with gᵢ = ∇ℓᵢ, of each training example.
+
+    How much its own loss would rise if it were removed; never negative where the curvature is
+    positive. Wrong labels and odd examples have much of it. The regulariser is in H̄ and not in gᵢ.
+
+    Args:
+        model: The trained model; it is left exactly as it was.
+        objective: What training minimised; a Task is enough where there was no regulariser.
+        train: Map-style dataset of n training examples.
+        solver: As for `influence_scores`.
+        curvature: ``"gauss-newton"`` or ``"hessian"``.
+        damping: λ ≥ 0, added to the mean curvature.
+        candidates: Dataset indices; None takes all.
+        seed: Of what the solver draws.
+        batch_size: Examples run at once; the result does not depend on it.
+        memory_budget: As for `influence_scores`.
+
+    Returns:
+        Scores with one row; each example was its own query.
+
+    Raises:
+        ArgumentError: If an argument cannot be used, or the dataset has no indices.
+        ModelError: If no parameter is trainable.
+    """
+    data = as_indexed(train, "train")
+    job = Job(
+        as_objective(objective),
+        data,
+        data,
+        solver=solver,
+        curvature=curvature,
+        damping=damping,
+        seed=seed,
+        batch_size=batch_size,
+        memory_budget=memory_budget,
+    )
+    indices = chosen(candidates, len(data), seed)
+    with untouched(model) as plain:
+        point = Point(plain)
+        matrix = job.curvature_at(point, range(len(data)))
+        inverse = prepared(as_solver(solver), matrix)
+        own, rest, covered = [], [], 1.0
+        step = max(1, MANY // point.size)
+        for start in range(0, len(indices), step):
+            part = indices[start : start + step]
+            gradients = loss_gradients(point, job.objective, data, part, batch_size)
+            solution = inverse(gradients)
+            own.append((solution.vectors * gradients).sum(1) / len(data))
+            rest.append(solution.residual)
+            covered = solution.covered
+    residual = torch.cat(rest)
+    details = {
+        "query": "the loss of the example itself",
+        "curvature": curvature,
+        "solver": solver if isinstance(solver, str) else repr(solver),
+        "scale": "1/n",
+        "parameters_covered": covered,
+        "largest_residual": float(residual.max()) if bool(residual.isfinite().all()) else None,
+    }
+    return InfluenceScores(
+        torch.cat(own)[None].cpu(),
+        tuple(indices),
+        len(data),
+        "self-influence",
+        damping=damping,
+        details=details,
+        orientation="positive = removing the example would raise its own loss",
+    )
+
+
+def relatif(scores: InfluenceScores, own: InfluenceScores) -> InfluenceScores:
+    """Return scores relative to what examples do to themselves (Barshan et al. 2020).
+
+    ℓ-RelatIF: score[q, i] / √self-influence(i), the influence at a fixed change of the example's
+    own prediction, so that odd examples, which move everything, no longer head every list.
+
+    Args:
+        scores: Scores of queries.
+        own: `self_influence` of the same model, objective, damping and solver.
+
+    Returns:
+        The quotients; NaN where an example does nothing to itself.
+
+    Raises:
+        ArgumentError: If the second holds another kind of scores or lacks an example.
+
+    Example:
+        >>> scores = InfluenceScores(torch.tensor([[2.0, 3.0]]), (0, 1), 2, "influence function")
+        >>> own = InfluenceScores(torch.tensor([[4.0, 9.0]]), (0, 1), 2, "self-influence")
+        >>> relatif(scores, own).values
+        tensor([[1., 1.]])
+    """
+    missing = set(scores.indices) - set(own.indices)
+    if own.method != "self-influence" or missing:
+        raise ArgumentError.of(
+            "own",
+            expected="self_influence(…) of the same training examples",
+            got=own.method if not missing else f"no score of example {min(missing)}",
+            do="Call self_influence with the same candidates.",
+        )
+    place = {index: column for column, index in enumerate(own.indices)}
+    lengths = own.values[0, [place[i] for i in scores.indices]].clamp(min=0).sqrt()
+    values = torch.where(lengths > 0, scores.values / lengths, _nan(scores.values))
+    details = {**scores.details, "scale": "1/n, over the root of self-influence"}
+    return dataclasses.replace(scores, values=values, details=details, tokens=None)
+
+
+def _nan(like: Tensor) -> Tensor:
+    return torch.full_like(like, float("nan"))
