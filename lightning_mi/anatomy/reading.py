@@ -70,8 +70,8 @@ def reading(flow: Flow, stream: ResidualStream, value: int, place: int) -> Readi
         return Reading(hit, state, norm, norm.module)
     later = [s for s in stream.sums if flow.place(s) > place]
     outside = flow.place(later[0]) if later else -2
-    made = set(flow.before(value, {hit}))
-    return Reading(hit, hit, None, flow.module_reading(hit, place, outside, made))
+    between = set(flow.before(value, {hit}))
+    return Reading(hit, hit, None, flow.module_reading(hit, place, outside, between))
 
 
 def unembedding(
