@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .acdc import acdc
+from .attribution_patching import AttributionPatching, attribution_patching
 from .bench import edge_patching
 from .circuit import Circuit, Outcome, rank_biased_overlap
 from .curves import Curve, faithfulness_curve
@@ -10,6 +11,7 @@ from .edges import EdgeAttribution, EdgeScores, edge_attribution
 from .graph import Edge, Graph
 from .interventions import intervene
 from .patching import ActivationPatching, activation_patching
+from .path_patching import PathPatching, path_patching
 from .places import At, Residual
 from .scorecard import Estimate, Scorecard
 from .values import Value, from_run, mean, resample, value, zero
@@ -25,6 +27,10 @@ __all__ = [
     "Residual",
     "ActivationPatching",
     "activation_patching",
+    "AttributionPatching",
+    "attribution_patching",
+    "PathPatching",
+    "path_patching",
     "intervene",
     "Circuit",
     "Curve",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,13 @@ from .values import Value
 
 __all__ = ["intervene"]
 
+Key = TypeVar("Key", bound=Part | At)
+
 
 @contextmanager
 def intervene(
     model: nn.Module,
-    replacements: Mapping[Part | At, Value],
+    replacements: Mapping[Key, Value],
     *,
     task: Task | None = None,
     anatomy: Anatomy | None = None,
@@ -89,7 +91,7 @@ def intervene(
         yield
 
 
-def _checked(replacements: Mapping[Part | At, Value]) -> list[tuple[Place, Value]]:
+def _checked(replacements: Mapping[Key, Value]) -> list[tuple[Place, Value]]:
     for part, own in replacements.items():
         if not isinstance(own, Value):
             raise ArgumentError.of(

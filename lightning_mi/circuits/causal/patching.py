@@ -24,7 +24,15 @@ from .ports import Change, Ports
 from .readings import Asker
 from .restart import Base, Level, Row, recording
 
-__all__ = ["ActivationPatching", "Patched", "Patcher", "activation_patching", "checked", "panel_of"]
+__all__ = [
+    "ActivationPatching",
+    "Patched",
+    "Patcher",
+    "activation_patching",
+    "checked",
+    "panel_of",
+    "shares",
+]
 
 Patched: TypeAlias = Literal["z", "q", "k", "v", "pattern", "mlp", "residual"]
 OF_HEADS = ("z", "q", "k", "v", "pattern")
@@ -366,13 +374,7 @@ def panel_of(
     layers, heads, length = patcher.shape
     values = torch.full((size if reduce is None else 1, layers, heads, length), math.nan)
     if metrics is not None:
-        change, whole = metrics.float() - base, donor - base
-        effect = change / whole if reduce is None else change.mean(1, True) / whole.mean()
-        close = [
-            coinciding(float(a), float(b)) is not None for a, b in zip(base, donor, strict=True)
-        ]
-        if reduce is None:
-            effect[:, torch.tensor(close, device=effect.device)] = math.nan
+        effect = shares(metrics, base, donor, reduce)
         for row, (layer, head, position) in zip(effect.cpu(), patcher.entries(), strict=True):
             values[:, layer, head, position or 0] = row
     axes = ["example", "layer", _axis(patcher.what), "position"]
@@ -382,6 +384,26 @@ def panel_of(
             values = values.select(axis, 0)
     shown = [name for name, use in zip(axes, keep, strict=True) if use]
     return Panel(values, tuple(shown), convention=_convention(patcher, method, reduce, more))
+
+
+def shares(metrics: Tensor, base: Tensor, donor: Tensor, reduce: str | None) -> Tensor:
+    """Return which share of the way from one metric to another patched runs have gone.
+
+    Args:
+        metrics: Metric of patched runs ``[entry, example]``.
+        base: That of the run that was patched ``[example]``.
+        donor: That of the run that values came from ``[example]``.
+        reduce: ``"mean"`` or None.
+
+    Returns:
+        Shape ``[entry, 1]`` or ``[entry, example]``; NaN for an example whose two metrics coincide.
+    """
+    base, donor = base.float(), donor.float()
+    change, whole = metrics.float() - base, donor - base
+    if reduce is not None:
+        return change.mean(1, True) / whole.mean()
+    close = [coinciding(float(a), float(b)) is not None for a, b in zip(base, donor, strict=True)]
+    return (change / whole).masked_fill(torch.tensor(close, device=change.device), math.nan)
 
 
 def _axis(what: str) -> str:
