@@ -33,6 +33,12 @@ from .causal import (
     value,
     zero,
 )
+from .characterisation import (
+    Characterisation,
+    Characterised,
+    Characteristics,
+    characterise,
+)
 from .heads import (
     HeadScores,
     PromptAttention,
@@ -40,6 +46,23 @@ from .heads import (
     head_scores,
     icl_score,
     icl_slope,
+)
+from .hypotheses import (
+    Attends,
+    Carries,
+    CircuitHypothesis,
+    Composes,
+    Copies,
+    Evidence,
+    HypothesisTest,
+    InductionCircuit,
+    IOICircuit,
+    Line,
+    Looks,
+    Overlaps,
+    Removes,
+    Step,
+    Writes,
 )
 from .readout import (
     HeadRoles,
@@ -90,7 +113,23 @@ __all__ = [
     "HeadRoles",
     "HeadScores",
     "PromptAttention",
+    "HypothesisTest",
+    "Characteristics",
+    # hypotheses
+    "CircuitHypothesis",
+    "Step",
+    "InductionCircuit",
+    "IOICircuit",
+    "Looks",
+    "Copies",
+    "Attends",
+    "Writes",
+    "Removes",
+    "Composes",
+    "Overlaps",
+    "Carries",
     # pure functions
+    "characterise",
     "zero",
     "value",
     "resample",
@@ -126,6 +165,10 @@ __all__ = [
     "icl_slope",
     "copy_losses",
     # results
+    "Evidence",
+    "Line",
+    "Characterisation",
+    "Characterised",
     "Value",
     "Residual",
     "At",

@@ -1,0 +1,67 @@
+"""Intervals of shares of right answers, which do not collapse where all are right."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from ..causal import Estimate
+
+__all__ = ["accuracy", "accuracy_difference"]
+
+Z = 1.959963984540054
+"""Two-sided 95 % of the normal distribution."""
+
+
+def accuracy(right: Tensor) -> Estimate:
+    """Return a share of right answers, with its 95 % interval (Wilson 1927).
+
+    Args:
+        right: Booleans, or 0 and 1, ``[example]``.
+
+    Returns:
+        The share; NaN without examples.
+
+    Example:
+        >>> import torch
+        >>> print(accuracy(torch.ones(10)))
+        1.00 [0.72, 1.00]
+    """
+    n = len(right)
+    if not n:
+        return Estimate(math.nan)
+    p = float(right.double().mean())
+    middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    return Estimate(p, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def accuracy_difference(left: Tensor, right: Tensor, *, paired: bool = False) -> Estimate:
+    """Return the difference of two shares, with its 95 % interval (Newcombe 1998).
+
+    The square-and-add interval from the two Wilson intervals; where example i is the same one on
+    both sides their correlation φ is taken off, as in his method for paired data.
+
+    Args:
+        left: 0 and 1, ``[example]``.
+        right: Likewise.
+        paired: Whether both are about the same examples in the same order.
+
+    Returns:
+        left − right.
+    """
+    a, b = accuracy(left), accuracy(right)
+    phi = _correlation(left, right) if paired and len(left) == len(right) else 0.0
+    d = a.value - b.value
+    below, above = a.value - a.low, b.high - b.value
+    low = d - math.sqrt(max(0.0, below**2 - 2 * phi * below * above + above**2))
+    below, above = a.high - a.value, b.value - b.low
+    high = d + math.sqrt(max(0.0, below**2 - 2 * phi * below * above + above**2))
+    return Estimate(d, low, high)
+
+
+def _correlation(left: Tensor, right: Tensor) -> float:
+    a, b = left.double() - left.double().mean(), right.double() - right.double().mean()
+    size = float((a.square().sum() * b.square().sum()).sqrt())
+    return float((a * b).sum()) / size if size else 0.0
