@@ -14,6 +14,7 @@ from .krylov import Arnoldi, LiSSA
 from .objective import Objective
 from .own import relatif, self_influence
 from .projected import TRAK, DataInf, LoGra
+from .queries import Group, PerModule, PerToken, Question, RandomDirections, Score
 from .result import InfluenceScores, TokenShares
 from .scores import influence_scores
 from .solvers import CG, Solution, Solver
@@ -43,6 +44,13 @@ __all__ = [
     "TRAK",
     "Solution",
     "Solver",
+    # questions beside the loss of an example
+    "Group",
+    "PerModule",
+    "PerToken",
+    "Question",
+    "RandomDirections",
+    "Score",
     # results
     "InfluenceScores",
     "TokenShares",

@@ -9,14 +9,15 @@ from torch import nn
 
 from ..measurement import Context
 from ..record import Reading
-from ..target import TargetLike, TargetOption
-from .data import Candidates, Singles, as_indexed
+from ..target import TargetOption
+from .data import Candidates, as_indexed
 from .objective import Objective
 from .products import CurvatureKind
+from .queries import QueryLike, queries_of
 from .scores import Job
 from .shown import shown_panels
 from .solvers import Solver
-from .trajectory import check_count, query_rows
+from .trajectory import check_count
 
 __all__ = ["InfluenceFunction"]
 
@@ -36,7 +37,8 @@ class InfluenceFunction:
         damping: λ, added to the mean curvature.
         candidates: None for all, a number drawn by ``seed``, or dataset indices.
         queries: How many examples of the batch are asked about, from its first on.
-        query: The scalar asked about; None is the task's loss.
+        query: The scalar asked about, or a `Question` such as ``Score(…)``, which is asked about
+            the whole batch; None is the task's loss.
         regularizer: R(model), a function; None where training had none.
         sample: Training examples that the curvature is averaged over; None takes all.
         top: Proponents and opponents that are shown.
@@ -53,7 +55,7 @@ class InfluenceFunction:
     damping: float = 0.01
     candidates: Candidates = None
     queries: int = 1
-    query: TargetOption | TargetLike = None
+    query: TargetOption | QueryLike = None
     regularizer: Any = None
     sample: int | None = None
     top: int = 5
@@ -79,7 +81,7 @@ class InfluenceFunction:
         job = Job(
             Objective(context.task, regularizer=self.regularizer),
             data,
-            Singles(query_rows(context, self.queries)),
+            queries_of(context, self.query, self.queries),
             query=self.query,
             solver=self.solver,
             curvature=self.curvature,

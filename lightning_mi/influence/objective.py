@@ -135,6 +135,11 @@ class Objective:
         return self._foreign is not None and isinstance(query, Loss)
 
     @property
+    def own_task(self) -> Task | None:
+        """The task, if the user gave one; None for an objective of another library."""
+        return None if self._foreign is not None else self.task
+
+    @property
     def next_token(self) -> NextToken | None:
         """The task, where its losses can be split over tokens."""
         return self.task if isinstance(self.task, NextToken) else None

@@ -14,14 +14,21 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..isolation import untouched
 from ..measurement import IndexedData
-from ..target import Loss, Target, TargetLike
-from .asking import asked_gradients
+from ..target import Loss, Target
 from .choosing import as_solver
 from .data import as_indexed, chosen, chunks, passes
 from .objective import Objective, as_objective
 from .per_example import gradient_dots, mean_gradient
 from .point import Point, wide
 from .products import Curvature, CurvatureKind
+from .queries import (
+    QueryLike,
+    asked_data,
+    described,
+    orientation_of,
+    question_gradients,
+    required_data,
+)
 from .result import InfluenceScores, TokenShares, extremes
 from .solvers import APPROXIMATE, CONVERGED, Solution, Solver, prepared
 from .tokens import token_shares
@@ -40,7 +47,7 @@ def influence_scores(
     train: Any,
     queries: Any,
     *,
-    query: TargetLike = LOSS,
+    query: QueryLike = LOSS,
     solver: str | Solver | Any = "cg",
     curvature: CurvatureKind = "gauss-newton",
     damping: float = 0.01,
@@ -65,8 +72,10 @@ def influence_scores(
         objective: What training minimised; a Task is enough where there was no regulariser.
         train: Map-style dataset of n training examples (or `IndexedData`, or a DataLoader whose
             dataset is then read in its own order).
-        queries: Dataset of examples to ask about, each by itself.
-        query: The scalar asked about.
+        queries: Dataset of examples to ask about, each by itself; None where the question needs
+            none.
+        query: The scalar asked about, or a `Question`, for example
+            ``Score(HeadScores(), "induction", layer=1, head=0)``; or several.
         solver: A name (``"exact"``, ``"cg"``, ``"ekfac"``, ``"kfac"``), a `Solver`, or an object
             with torch-influence's ``influences(train_idxs, test_idxs)``, which is then asked for
             the scores.
@@ -104,7 +113,7 @@ def influence_scores(
     job = Job(
         as_objective(objective),
         as_indexed(train, "train"),
-        as_indexed(queries, "queries"),
+        asked_data(queries, query),
         query=query,
         solver=solver,
         curvature=curvature,
@@ -130,8 +139,8 @@ class Job:
 
     objective: Objective
     train: IndexedData
-    queries: IndexedData
-    query: TargetLike = LOSS
+    queries: IndexedData | None
+    query: QueryLike = LOSS
     solver: Any = "cg"
     curvature: CurvatureKind = "gauss-newton"
     damping: float = 0.01
@@ -176,9 +185,8 @@ class Job:
         own = regularizer_gradient(point, self.objective)
         curvature = self.curvature_at(point, sample)
         inverse = prepared(as_solver(self.solver), curvature)
-        gradients = asked_gradients(
-            point, self.objective, self.objective.query(self.query), self.queries, self.batch_size
-        )
+        asked = question_gradients(point, self.objective, self.query, self.queries, self.batch_size)
+        gradients = asked.gradients
         solution = inverse(gradients)
         known = curvature.known
         if known is None:
@@ -204,7 +212,11 @@ class Job:
             float((mean + own).norm()),
             float(gradients.norm(dim=1).mean()),
             self.damping,
-            details=self._details(len(sample), solution),
+            details={
+                **self._details(len(sample), solution),
+                **asked.known,
+            },
+            orientation=orientation_of(self.query),
         )
 
     def curvature_at(self, point: Point, sample: Sequence[int]) -> Curvature:
@@ -263,7 +275,7 @@ class Job:
     def _asked(self, indices: list[int]) -> InfluenceScores:
         rows = [
             torch.as_tensor(self.solver.influences(indices, [q])).detach().reshape(-1)
-            for q in range(len(self.queries))
+            for q in range(len(required_data(self.queries, self.query)))
         ]
         values = torch.stack(rows).cpu().to(torch.float64)
         details = {"solver": type(self.solver).__name__}
@@ -275,7 +287,7 @@ class Job:
         return {
             **solution.details,
             "parameters_covered": solution.covered,
-            "query": repr(self.objective.query(self.query)),
+            "query": described(self.objective, self.query),
             "curvature": self.curvature,
             "curvature_examples": sample,
             "solver": self.solver if isinstance(self.solver, str) else repr(self.solver),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,20 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batch import batch_size as size_of
-from ..batch import cut
 from ..errors import ArgumentError
 from ..isolation import untouched
 from ..measurement import Context, IndexedData
 from ..record import Panel, Reading, Record
 from ..series import named
-from ..target import Loss, TargetLike, TargetOption
-from .data import Candidates, as_indexed, chosen, chunks, row
+from ..target import Loss, TargetOption
+from .data import Candidates, as_indexed, chosen, chunks
 from .objective import Objective, as_objective
 from .per_example import gradient_dots
 from .point import Point
+from .queries import Asked, QueryLike, asked_data, orientation_of, queries_of, question_gradients
 from .result import InfluenceScores
-from .scores import query_gradients, shares_of_extremes, singles
+from .scores import shares_of_extremes
 from .shown import shown_panels
 
 __all__ = ["TracIn", "tracin", "tracin_sum"]
@@ -40,7 +40,7 @@ def tracin(
     queries: Any,
     *,
     learning_rates: Mapping[str, float] | None = None,
-    query: TargetLike = LOSS,
+    query: QueryLike = LOSS,
     candidates: Candidates = None,
     seed: int = 0,
     shown: int = 5,
@@ -81,15 +81,14 @@ def tracin(
         tensor([[ 4., 16.],
                 [16., 64.]], dtype=torch.float64)
     """
-    data, asked = as_indexed(train, "train"), as_indexed(queries, "queries")
+    data, queried = as_indexed(train, "train"), asked_data(queries, query)
     indices = chosen(candidates, len(data), seed)
     goal = as_objective(objective)
     with untouched(model) as plain:
         point = Point(plain)
-        gradients = query_gradients(point, goal, goal.query(query), singles(asked, point))
-        return _scores(
-            point, goal, data, indices, gradients, learning_rates or {}, shown, batch_size
-        )
+        asked = question_gradients(point, goal, query, queried, batch_size)
+        found = _scores(point, goal, data, indices, asked, learning_rates or {}, shown, batch_size)
+    return dataclasses.replace(found, orientation=orientation_of(query))
 
 
 def tracin_sum(records: Sequence[Record], *, name: str = "influence") -> list[Record]:
@@ -144,7 +143,7 @@ class TracIn:
     name: str = "influence"
     candidates: Candidates = None
     queries: int = 1
-    query: TargetOption | TargetLike = None
+    query: TargetOption | QueryLike = None
     top: int = 5
     seed: int = 0
     batch_size: int | None = None
@@ -166,13 +165,14 @@ class TracIn:
         """
         data = as_indexed(context.dataset, "dataset")
         goal, point = Objective(context.task), Point(model)
-        batches = query_rows(context, self.queries)
-        gradients = query_gradients(point, goal, goal.query(self.query), batches)
+        queried = queries_of(context, self.query, self.queries)
+        asked = question_gradients(point, goal, self.query, queried, self.batch_size)
         indices = chosen(self.candidates, len(data), self.seed)
         rates = context.learning_rates
         result = _scores(
-            point, goal, data, indices, gradients, rates, self.top, self.batch_size, split=1
+            point, goal, data, indices, asked, rates, self.top, self.batch_size, split=1
         )
+        result = dataclasses.replace(result, orientation=orientation_of(self.query))
         return {**result.reading(), **shown_panels(result, context, data, self.top)}
 
     def cost(self, available: int = 0) -> int:
@@ -188,20 +188,6 @@ class TracIn:
         many = available if self.candidates is None else self.candidates
         scored = many if isinstance(many, int) else len(many)
         return scored + self.queries + 2 * min(2 * self.top, scored) + FIXED
-
-
-def query_rows(context: Context, count: int) -> list[Any]:
-    """Return the first examples of the context's batch, each as a batch of one.
-
-    Args:
-        context: Holds the batch.
-        count: How many at most.
-
-    Returns:
-        Batches of one.
-    """
-    batch = cut(context.batch, count)
-    return [row(batch, i) for i in range(size_of(batch))]
 
 
 def check_count(argument: str, value: int, *, least: int) -> None:
@@ -226,13 +212,13 @@ def _scores(
     objective: Objective,
     data: IndexedData,
     indices: list[int],
-    gradients: Tensor,
+    asked: Asked,
     rates: Mapping[str, float],
     shown: int,
     batch_size: int | None,
     split: int | None = None,
 ) -> InfluenceScores:
-    directions = gradients * _rates(point, rates)
+    directions = asked.gradients * _rates(point, rates)
 
     def losses(model: nn.Module, batch: Any) -> Tensor:
         return objective.losses(objective.outputs(model, batch), batch)
@@ -245,7 +231,12 @@ def _scores(
             for v, d in list(zip(values, directions, strict=True))[:split]
         )
     return InfluenceScores(
-        values.cpu(), tuple(indices), len(data), "tracin", tokens, details=_details(point, rates)
+        values.cpu(),
+        tuple(indices),
+        len(data),
+        "tracin",
+        tokens,
+        details={**_details(point, rates), **asked.known},
     )
 
 
