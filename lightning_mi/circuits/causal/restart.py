@@ -237,6 +237,11 @@ def _kept(value: Any) -> Any:
 def _stubbed(outputs: Mapping[nn.Module, Any]) -> Iterator[None]:
     """Let modules return what they are told, without computing anything."""
     with ExitStack() as stack:
+        # The fused path of nn.TransformerEncoderLayer reads weights and calls no module in it.
+        stack.callback(
+            torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
+        )
+        torch.backends.mha.set_fastpath_enabled(False)
         for module, output in outputs.items():
             own = vars(module)
             if "forward" in own:
