@@ -7,6 +7,7 @@ query's loss.
 
 from __future__ import annotations
 
+from . import evaluate
 from .after_training import InfluenceFunction
 from .direct import Direct
 from .factors import EKFAC, KFAC
@@ -51,6 +52,8 @@ __all__ = [
     "Question",
     "RandomDirections",
     "Score",
+    # judging scores
+    "evaluate",
     # results
     "InfluenceScores",
     "TokenShares",

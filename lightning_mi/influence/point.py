@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -59,6 +60,21 @@ class Point:
     def size(self) -> int:
         """P, the number of trainable numbers."""
         return sum(p.numel() for p in self.leaves)
+
+    def moved(self, step: Tensor) -> Point:
+        """Return the same model at other weights, of which it knows nothing itself.
+
+        Args:
+            step: A vector ``[P]`` that is added to the parameters.
+
+        Returns:
+            A point at θ + step.
+        """
+        found = copy.copy(self)
+        pairs = zip(self.parameters.items(), self.shaped(step), strict=True)
+        found.parameters = {n: (p.detach() + s).requires_grad_() for (n, p), s in pairs}
+        found.copied = True
+        return found
 
     def call(self, function: Callable[[nn.Module], T]) -> T:
         """Return ``function(model)`` at these parameters.
