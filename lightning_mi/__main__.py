@@ -38,7 +38,7 @@ class Report:
     """Write the HTML report of a run."""
 
     name = "report"
-    help = "write the HTML report of a run: one file that opens without network"
+    help = "write the HTML report of a run, or of several compared: one file, no network"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments.
@@ -50,13 +50,14 @@ class Report:
             "run",
             metavar="RUN",
             type=Path,
-            help="run folder, for example lightning_logs/version_0/mi",
+            nargs="+",
+            help="run folder, for example lightning_logs/version_0/mi; others are compared with it",
         )
         parser.add_argument(
             "--out",
             metavar="FILE",
             type=Path,
-            help="where to (default: report.html in the run folder)",
+            help="where to (default: report.html in the first run's folder)",
         )
 
     def run(self, given: argparse.Namespace) -> None:
@@ -68,7 +69,7 @@ class Report:
         from .report import write_report
         from .runs import Run
 
-        print(write_report(Run.open(given.run), given.out))
+        print(write_report([Run.open(folder) for folder in given.run], given.out))
 
 
 COMMANDS: tuple[Command, ...] = (Report(),)

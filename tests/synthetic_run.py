@@ -48,6 +48,7 @@ class Synthetic:
         state: Of the run.
         forms: Whether two heads of the last layer rise.
         seed: Of the noise.
+        own: Whether there are measurements that no chart knows.
     """
 
     layers: int = 2
@@ -58,6 +59,7 @@ class Synthetic:
     state: str = "finished"
     forms: bool = True
     seed: int = 0
+    own: bool = False
 
     def write(self, path: Path) -> Run:
         """Write the run folder and return the run."""
@@ -103,6 +105,8 @@ class Synthetic:
         if index % 6 == 5:
             made |= self.influence(index // 6, draw)
         made["monitor/overhead"] = scalar(0.013)
+        if self.own:
+            made |= own_panels(self.progress(index), draw)
         for name, panel in made.items():
             yield Record(name, panel, step, tokens=step * 2048, samples=step * 16)
 
@@ -140,6 +144,8 @@ class Synthetic:
         rows = draw.dirichlet(np.full(len(TOKENS), 0.5), len(labels))
         rise = self.progress(index)
         rows[-1] = (1 - rise) * rows[-1] + rise * np.eye(len(TOKENS))[25 + 1]
+        # The other induction head looks much like it.
+        rows[-3] = (1 - 0.9 * rise) * rows[-3] + 0.9 * rise * rows[-1]
         right = 0.03 + 0.8 * rise
         return {
             "prompt/attention": Panel(
@@ -206,6 +212,40 @@ class Synthetic:
                 now[rows], ("train_example",), coords, convention={**facts, **said}
             )
         return made
+
+
+WRITERS = ["embed", "L0H0", "L0H1", "mlp 0", "L1H0", "L1H1", "mlp 1"]
+READERS = ["L0H0", "L0H1", "mlp 0", "L1H0.q", "L1H0.k", "L1H0.v", "L1H1.k", "mlp 1", "logits"]
+LAWFUL = [2, 2, 3, 7, 7, 7, 7, 8, 9]
+"""How many of the writers have written when each input reads; made up."""
+
+
+def own_panels(rise: float, draw: np.random.Generator) -> dict[str, Panel]:
+    """Measurements of a user's own: a number, a vector, matrices, edges."""
+    edges = draw.normal(0, 0.04, (len(WRITERS), len(READERS)))
+    edges[2, 4] -= 0.9 * rise
+    edges[4, 8] -= 0.7 * rise
+    edges[3, 8] += 0.3 * rise
+    for reader, count in enumerate(LAWFUL):
+        edges[min(count, len(WRITERS)) :, reader] = float("nan")
+    labels = {"writer": WRITERS, "reader": READERS}
+    about = {"what": "change of the metric by an edge", "null": 0.0}
+    classes = ["cat", "dog", "</script>", "bird"]
+    entropy = np.array([2.0, 1.6, 1.2, 0.9]) - 0.5 * rise + draw.normal(0, 0.05, 4)
+    return {
+        "entropy/mean": scalar(float(entropy.mean()), "nats", what="entropy of the answer"),
+        "entropy/mean_stderr": scalar(0.06, "nats"),
+        "entropy/spread": scalar(float(entropy.std()), "nats"),
+        "entropy/by_class": Panel(entropy, ("class",), {"class": classes}, "nats"),
+        "edge_attribution/edges": Panel(edges, ("writer", "reader"), labels, "logits", about),
+        "lens/logits": Panel(
+            draw.normal(0, 1, (4, 12)) * (1 + rise), ("layer", "position"), {}, "logits"
+        ),
+        "lens/attention": Panel(
+            draw.dirichlet(np.ones(12), (2, 3, 12)),
+            ("layer", "head", "query_position", "key_position"),
+        ),
+    }
 
 
 def _described(row: int) -> str:

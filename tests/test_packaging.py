@@ -180,7 +180,7 @@ def test_wheel(tmp_path: Path, source: Path, options: configparser.ConfigParser)
         wheel.extractall(tmp_path / "site")
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"lightning_mi"}
-    assets = {p.name for p in (ROOT / "lightning_mi" / "report").iterdir() if p.is_file()}
+    assets = {p.name for p in (ROOT / "lightning_mi" / "report").rglob("*") if p.is_file()}
     packed = {Path(name).name for name in names if name.startswith("lightning_mi/report/")}
     assert {a for a in assets if a.endswith((".js", ".css", ".html", ".py"))} <= packed
     check_imports(tmp_path / "site", tmp_path, options)

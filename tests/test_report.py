@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,10 +23,9 @@ from lightning_mi.report.data import payload
 from lightning_mi.report.examples import TOKENS as SHOWN_TOKENS
 from lightning_mi.report.inputs import source_of_copy
 from lightning_mi.report.pack import pack, thin, unpack
-from lightning_mi.report.page import SCRIPTS, STYLES, page
+from lightning_mi.report.page import ASSETS, STYLES, page
 from lightning_mi.runs import Run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = [
     "</script><script>document.title='pwned'</script>",
     "<!--<script>",
@@ -81,14 +78,15 @@ def test_the_page_refers_to_nothing_outside(finished: Run) -> None:
 
 
 def test_every_asset_is_in_the_page_and_readable() -> None:
-    folder = Path(write_report.__code__.co_filename).parent
-    assert {p.name for p in folder.glob("*.js")} == set(SCRIPTS)
-    assert {p.name for p in folder.glob("*.css")} == set(STYLES)
-    for name in SCRIPTS:
-        text = (folder / name).read_text(encoding="utf-8")
-        assert text.startswith("//"), f"{name} should say what it is for"
-        assert len(text.splitlines()) < 200, name
-        assert "innerHTML" not in text, f"{name}: texts of users enter as textContent alone"
+    folder = Path(str(ASSETS))
+    scripts = [*folder.glob("core/*.js"), *folder.glob("charts/*.js")]
+    assert {p.name for p in folder.glob("page/*.css")} == set(STYLES)
+    assert set(folder.rglob("*.js")) == set(scripts)
+    for path in scripts:
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith("//"), f"{path.name} should say what it is for"
+        assert len(text.splitlines()) < 200, path.name
+        assert "innerHTML" not in text, f"{path.name}: texts of users enter as textContent alone"
 
 
 def test_written_whole_or_not_at_all(finished: Run, tmp_path: Path) -> None:
@@ -302,24 +300,26 @@ def test_undefined_values_are_counted_and_never_zero(tmp_path: Path) -> None:
 
 def test_what_has_no_chart_is_named(tmp_path: Path) -> None:
     run = Run.create(tmp_path)
-    film = ("example", "channel", "position", "y", "x")
-    run.write(Record("saliency/values", Panel(torch.rand(1, 1, 2, 2, 2), film)))
-    run.write(Record("integrated_gradients/gap", Panel([0.1], ("example",))))
-    run.write(Record("integrated_gradients/values", Panel(torch.rand(1, 1, 2, 2, 2), film)))
-    run.write(Record("mine/curve", Panel(torch.rand(3), ("class",))))
+    quiet = {"display": {}}
+    run.write(Record("saliency/values", Panel(torch.rand(0, 3), ("example", "position"))))
+    run.write(Record("mine/quiet", Panel(torch.rand(3), ("class",), convention=quiet)))
+    run.write(Record("other/quiet", scalar(1.0, **quiet)))
     data = payload(run)
-    assert data["undrawn"] == ["saliency/values", "integrated_gradients/values", "mine/curve"]
+    assert data["undrawn"] == ["saliency/values", "mine/quiet", "other/quiet"]
+    assert data["panels"] == []
     looked = next(one for one in data["short"] if one["at"] == "looked")
     assert looked["answer"] == "measured"
-    assert looked["note"].startswith("saliency and integrated gradients: see the loggers' pictures")
+    assert looked["note"].startswith("saliency: see the loggers' pictures")
 
 
-def test_attributions_without_names_of_tokens_are_named(tmp_path: Path) -> None:
+def test_attributions_without_names_of_tokens_get_a_chart_by_their_axes(tmp_path: Path) -> None:
     run = Run.create(tmp_path)
     run.write(Record("saliency/values", Panel(torch.rand(1, 4), ("example", "position"))))
     data = payload(run)
     assert data["inputs"] == {}
-    assert data["undrawn"] == ["saliency/values"]
+    assert data["undrawn"] == []
+    (group,) = data["panels"]
+    assert [one["axes"] for one in group["arrays"]] == [["example", "position"]]
 
 
 def image_run(path: Path, steps: int = 11, tokens: int | None = 0) -> Run:
@@ -526,128 +526,3 @@ def test_command_explains_errors(tmp_path: Path, capsys: pytest.CaptureFixture[s
         main(["nonsense"])
     with pytest.raises(SystemExit, match="2"):
         main([])
-
-
-# ---------------------------------------------------------------- in a browser
-
-
-def browse(report: Path, link: str = "") -> tuple[str, str]:
-    """Open a report in a browser of its own; return the drawn page and what the console said."""
-    profile = report.parent / "profile"
-    done = subprocess.run(
-        [
-            str(CHROMIUM),
-            *("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1440,2200"),
-            *(
-                "--virtual-time-budget=6000",
-                "--enable-logging=stderr",
-                f"--user-data-dir={profile}",
-            ),
-            *("--dump-dom", f"file://{report}{link}"),
-        ],
-        capture_output=True,
-        timeout=100,
-        check=True,
-    )
-    said = [line for line in done.stderr.decode(errors="replace").splitlines() if "CONSOLE" in line]
-    return done.stdout.decode("utf-8", errors="replace"), "\n".join(said)
-
-
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-
-
-@needs_chromium
-def test_browser_draws_everything(finished: Run, tmp_path: Path) -> None:
-    report = write_report(finished, tmp_path / "r.html")
-    drawn, said = browse(report, "#step=880&head=L0H1&score=previous_token&theme=dark")
-    assert said == ""
-    assert "data-drawn=" in drawn
-    assert 'data-theme="dark"' in drawn
-    assert "Step 880" in drawn
-    for lane in ("behaviour", "curves", "rows", "inputs", "agreement"):
-        assert re.search(rf'id="{lane}">(<canvas[^>]*></canvas>)?<svg', drawn), lane
-    assert drawn.count('class="token') == len(TOKENS) + 1
-    assert drawn.count("<figure") == len(SCORES)
-    values = finished.records("head_scores/previous_token", source="live")
-    value = next(r for r in values if r.step == 880 and r.what == "previous_token")
-    assert f"previous token {float(value.panel.values[0, 1]):.2f} at this step" in drawn
-    assert "removing" not in drawn  # that is what influence functions say, not TracIn
-    assert drawn.count('<td class="pass">✓ pass</td>') == 3
-
-
-@needs_chromium
-def test_browser_shows_hostile_texts_as_texts(tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "mi", {"name": HOSTILE[0]})
-    for step in range(3):
-        run.write_all(hostile_records(step))
-    drawn, said = browse(write_report(run))
-    assert said == ""
-    assert "data-drawn=" in drawn
-    assert "<title>pwned" not in drawn
-    assert "<img" not in drawn
-    assert "&lt;/script&gt;&lt;script&gt;" in drawn
-
-
-@needs_chromium
-def test_browser_draws_images(tmp_path: Path) -> None:
-    drawn, said = browse(write_report(image_run(tmp_path / "mi")), "#step=3")
-    assert said == ""
-    assert 'data-ready="yes"' in drawn
-    # Two examples by two methods at the cursor, and the chosen method over seven of the steps.
-    assert len(re.findall(r'<canvas width="5" height="4"[^>]* at step 3"', drawn)) == 4 + 2
-    assert len(re.findall(r'<canvas width="5" height="4"', drawn)) == 4 + 2 * 7
-    for hidden in ("when", "heads", "at-step", "agree", "strips-head"):
-        assert re.search(rf'<(section|div)[^>]* ?id="{hidden}"[^>]* hidden=""', drawn), hidden
-
-
-FRAMES = "<script>window.requestAnimationFrame = draw => setTimeout(draw, 5);</script>"
-"""A browser without a screen draws no frames."""
-
-DRIVE = """
-<script>addEventListener("load", () => {
-  const click = (where, what) => document.querySelector(where).dispatchEvent(
-    new MouseEvent("click", { bubbles: true, clientX: what[0], clientY: what[1] }));
-  const key = (name) => document.body.dispatchEvent(
-    new KeyboardEvent("keydown", { key: name, bubbles: true }));
-  const acts = [
-    () => key("ArrowRight"), () => { key("ArrowRight"); key("ArrowLeft"); key("ArrowRight"); },
-    () => document.querySelector("[data-set=log]").click(),
-    () => document.querySelector("[data-set=unit]").click(),
-    () => document.querySelector("[data-on=duplicate_token]").click(),
-    () => document.querySelector("[data-on=saliency]").click(),
-    () => {
-      const box = document.querySelector("#maps canvas").getBoundingClientRect();
-      click("#maps canvas", [box.left + 2, box.top + 2]);
-    },
-    () => document.querySelector("#theme").click(),
-  ];
-  const next = () => {
-    if (!acts.length) return;
-    acts.shift()();
-    requestAnimationFrame(() => setTimeout(next, 20));
-  };
-  const wait = () => document.documentElement.dataset.drawn ? next() : setTimeout(wait, 50);
-  wait();
-});</script>
-"""
-
-
-@needs_chromium
-def test_browser_one_selection_everywhere(tmp_path: Path) -> None:
-    run = Synthetic(steps=20, max_steps=2000, state="running").write(tmp_path / "mi")
-    report = write_report(run)
-    html = report.read_text(encoding="utf-8").replace("<head>", f"<head>{FRAMES}", 1)
-    report.write_text(html + DRIVE, encoding="utf-8")
-    drawn, said = browse(report, "#theme=light&step=0")
-    assert said == ""
-    assert "Step 80" in drawn
-    assert 'data-theme="dark"' in drawn
-    assert "running, step 760 of 2,000" in drawn
-    assert "duplicate token score of every head over training steps" in drawn
-    value = run.records("head_scores/duplicate_token")
-    shown = next(r for r in value if r.step == 80 and r.what == "duplicate_token")
-    assert f"duplicate token {float(shown.panel.values[0, 0]):.2f} at this step" in drawn
-    assert re.search(r"attention of L0H0 from the last token", drawn)
-    assert re.search(r">tokens</text>", drawn)
-    assert 'fill="url(#future)"' in drawn
-    assert "share of the total, one scale for the whole run" in drawn

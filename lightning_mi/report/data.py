@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
+from ..emergence import HeadOnset
 from ..runs import Run
 from .checks import checks
+from .compared import common_answers, common_headline, compared, labels_of
 from .examples import examples
 from .headline import headline, measured
 from .heads import behaviour, onsets, scores
 from .inputs import agreement, answers, attention, attribution, prompt
 from .methods import methods
 from .moved import moved
-from .phrases import plural, tokens_in_words
+from .panels import panels
+from .phrases import few, joined, plural, tokens_in_words
 from .pictures import pictures
 from .shelf import Shelf
 from .tables import tables
@@ -22,17 +26,47 @@ from .words import answers as short_answers
 __all__ = ["payload"]
 
 
-def payload(run: Run) -> dict[str, Any]:
-    """Return what the page shows of a run.
+def payload(run: Run, *others: Run) -> dict[str, Any]:
+    """Return what the page shows of a run, or of several side by side.
 
     Args:
-        run: The run.
+        run: The run that is shown in full.
+        *others: Runs that are compared with it.
 
     Returns:
         Plain JSON; what was not measured is None.
     """
     shelf = Shelf(run)
     found = onsets(shelf)
+    made = _payload(shelf, run, found)
+    if others:
+        _compare(made, (shelf, *map(Shelf, others)), found, labels_of((run, *others)))
+    return made
+
+
+def _compare(
+    made: dict[str, Any],
+    shelves: Sequence[Shelf],
+    first: dict[str, list[HeadOnset]],
+    labels: Sequence[str],
+) -> None:
+    """Put what several runs have in common in place of what one says."""
+    found = [first, *map(onsets, shelves[1:])]
+    made["runs"] = compared(shelves, found, labels)
+    made["run"]["name"] = f"{len(shelves)} runs: {joined(few(labels))}"
+    running = any(shelf.info.get("state") == "running" for shelf in shelves)
+    made["headline"] = common_headline(found, running) or made["headline"]
+    letters = [one["letter"] for one in made["runs"]]
+    made["checks"] = [
+        {**check, "run": letter}
+        for letter, shelf in zip(letters, shelves, strict=True)
+        for check in checks(shelf)
+    ]
+    made["short"] = common_answers(short_answers(made, first), found)
+
+
+def _payload(shelf: Shelf, run: Run, found: dict[str, list[HeadOnset]]) -> dict[str, Any]:
+    """What is shown of one run."""
     shown = prompt(shelf)
     tokens = shown["tokens"] if shown else []
     steps, seen = shelf.times
@@ -54,6 +88,8 @@ def payload(run: Run) -> dict[str, Any]:
         "checks": checks(shelf),
     }
     made["run"] = _run(shelf, run, made)
+    made["runs"] = None
+    made["panels"] = panels(shelf)
     made["undrawn"] = shelf.undrawn
     running = made["run"]["state"] == "running"
     scored = bool(found.get("induction"))

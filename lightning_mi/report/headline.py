@@ -48,7 +48,8 @@ def headline(found: dict[str, list[HeadOnset]], running: bool) -> dict[str, Any]
         running: Whether training goes on.
 
     Returns:
-        ``state``, ``title``, ``mark`` (the number set off in the title) and ``text``.
+        ``state``, ``title``, ``mark`` (the number set off in the title), ``text`` and ``interval``,
+        the measured steps between which it rose.
     """
     heads = found.get("induction", [])
     if not heads:
@@ -57,7 +58,8 @@ def headline(found: dict[str, list[HeadOnset]], running: bool) -> dict[str, Any]
     best = max(heads, key=lambda h: np.nan_to_num(h.onset.final, nan=-1.0))
     if state == "formed":
         first = heads[0].onset
-        return _line(state, "Induction formed at step", f"{first.step:,}", _formed(found))
+        line = _line(state, "Induction formed at step", f"{first.step:,}", _formed(found))
+        return {**line, "interval": list(first.interval or (first.step, first.step))}
     if state == "forming":
         return _line(state, "Induction is forming", None, f"{best.label} is {_plain(best)}.")
     if state == "none":
@@ -73,7 +75,7 @@ def headline(found: dict[str, list[HeadOnset]], running: bool) -> dict[str, Any]
 
 
 def _line(state: str, title: str, mark: str | None, text: str) -> dict[str, Any]:
-    return {"state": state, "title": title, "mark": mark, "text": text}
+    return {"state": state, "title": title, "mark": mark, "text": text, "interval": None}
 
 
 def _plain(head: HeadOnset) -> str:

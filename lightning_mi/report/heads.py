@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..emergence import HeadOnset, head_onsets
+from ..record import Record
 from .pack import pack, thin
 from .shelf import Shelf, stack
 
@@ -23,6 +24,9 @@ SCORES = {
 """The scores that have a hue of their own, and how each is computed."""
 
 AXES = ("layer", "head")
+
+WHOLE = 64
+"""Curves of so many heads are kept at every step where the maps are thinned."""
 
 STDERR_UP_TO = 20_000
 """Standard errors of more values than this would double the file for a hover."""
@@ -60,9 +64,10 @@ def _none() -> Any:
 
 
 def _score(shelf: Shelf, name: str, heads: list[HeadOnset]) -> dict[str, Any]:
-    records = shelf.get(f"head_scores/{name}", AXES)
-    each = records[-1].panel.values.numel()
-    records = records[thin(len(records), each * len(SCORES))]
+    every = shelf.get(f"head_scores/{name}", AXES)
+    each = every[-1].panel.values.numel()
+    kept = thin(len(every), each * len(SCORES))
+    records = every[kept]
     width = records[-1].panel.values.shape[1]
     nulls = [h.onset.null for h in heads if h.onset.null is not None]
     convention = records[-1].panel.convention
@@ -74,6 +79,8 @@ def _score(shelf: Shelf, name: str, heads: list[HeadOnset]) -> dict[str, Any]:
         "chance": round(float(np.median(nulls)), 5) if nulls else None,
         "at": [r.step for r in records],
         "values": pack(stack(records)),
+        "thinned": kept.step if kept.step > 1 else None,
+        "whole": _whole(every, heads) if kept.step > 1 else None,
         "stderr": _stderr(shelf, name, [r.step for r in records]),
         "rising": [
             {
@@ -85,6 +92,18 @@ def _score(shelf: Shelf, name: str, heads: list[HeadOnset]) -> dict[str, Any]:
             for h in heads
             if h.onset.state in ("formed", "forming")
         ],
+    }
+
+
+def _whole(records: list[Record], heads: list[HeadOnset]) -> dict[str, Any]:
+    """Curves of the first heads, those that rise and then the highest, at every step."""
+    top = heads[:WHOLE]
+    values = np.stack([[float(r.panel.values[h.layer, h.head]) for h in top] for r in records])
+    width = records[-1].panel.values.shape[1]
+    return {
+        "heads": [h.layer * width + h.head for h in top],
+        "at": [r.step for r in records],
+        "values": pack(values),
     }
 
 

@@ -7,13 +7,23 @@ from typing import Any
 
 import numpy as np
 
+from ..comparison import permutation_floor, spearman
+from ..emergence import head_onsets
 from ..record import Panel, Record
 from .heads import curve
 from .methods import cap, methods, recipe, signed, target, targets, title
 from .pack import pack, thin
 from .shelf import Shelf, stack
 
-__all__ = ["agreement", "answers", "attention", "attribution", "prompt", "source_of_copy"]
+__all__ = [
+    "agreement",
+    "answers",
+    "attention",
+    "attribution",
+    "ceiling",
+    "prompt",
+    "source_of_copy",
+]
 
 POSITIONS = ("example", "position")
 
@@ -203,7 +213,45 @@ def agreement(shelf: Shelf) -> dict[str, Any] | None:
     if not series:
         return None
     keep = {k: facts.get(k) for k in ("n", "head", "statistic")}
-    return {"series": series, "floor": floor(facts.get("floor")), **keep}
+    return {"series": series, "floor": floor(facts.get("floor")), "ceiling": ceiling(shelf), **keep}
+
+
+def ceiling(shelf: Shelf) -> dict[str, Any] | None:
+    """Return how well the attention of a second induction head agrees with that of the first.
+
+    Two heads of one role look at the prompt for the same reason. An explanation of the model cannot
+    be asked to agree with one of them better than the other does.
+
+    Args:
+        shelf: The records.
+
+    Returns:
+        ``value``, the median rank correlation over the last quarter of the steps, and ``says``;
+        None where fewer than two induction heads formed, the attention of one was not kept, or the
+        two agree no more than random orders do.
+    """
+    rose = [h for h in head_onsets(shelf.all) if h.onset.state == "formed"]
+    best = sorted(rose, key=lambda h: -h.onset.final)[:2]
+    records = shelf.get("prompt/attention", ATTENDED)
+    if len(best) < 2 or not records:
+        return None
+    late = records[-max(3, len(records) // 4) :]
+    found = [_alike(r, best[0].label, best[1].label) for r in late]
+    known = [rho for rho in found if np.isfinite(rho)]
+    # Two heads that agree no more than random orders do bound nothing.
+    if not known or np.median(known) <= permutation_floor(records[-1].panel.values.shape[1]):
+        return None
+    says = f"the attention of {best[1].label} against that of {best[0].label}, at the end"
+    return {"value": round(float(np.median(known)), 4), "says": says}
+
+
+def _alike(record: Record, one: str, other: str) -> float:
+    """Rank correlation of two heads' attention; NaN where a row was not kept."""
+    names = _heads(record)
+    if one not in names or other not in names:
+        return float("nan")
+    rows = record.panel.values[[names.index(one), names.index(other)]].double()
+    return spearman(rows[0], rows[1])
 
 
 def floor(found: Any) -> list[float] | None:

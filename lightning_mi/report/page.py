@@ -10,33 +10,18 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-__all__ = ["embed", "page"]
+from .join import joined_modules
 
-STYLES = ("colours.css", "layout.css", "parts.css")
+__all__ = ["ASSETS", "embed", "page"]
 
-SCRIPTS = (
-    "dom.js",
-    "numbers.js",
-    "unpack.js",
-    "colour.js",
-    "state.js",
-    "time.js",
-    "lane.js",
-    "curves.js",
-    "rows.js",
-    "maps.js",
-    "prompt.js",
-    "pictures.js",
-    "strips.js",
-    "bars.js",
-    "moved.js",
-    "examples.js",
-    "checks.js",
-    "csv.js",
-    "live.js",
-    "main.js",
-)
-"""In this order, in one function of their own: nothing of them is global."""
+STYLES = ("colours.css", "layout.css", "parts.css", "print.css")
+"""In this order; they lie in ``page/``."""
+
+ASSETS = files(__package__)
+"""Where ``page/``, ``core/`` and ``charts/`` lie."""
+
+ENTRY = "core/main.js"
+"""The module that begins the drawing; charts come before it."""
 
 
 def page(data: dict[str, Any]) -> str:
@@ -50,11 +35,11 @@ def page(data: dict[str, Any]) -> str:
     """
     slots = {
         "{{title}}": html.escape(f"{data['run']['name']} · lightning_mi"),
-        "{{style}}": "".join(_asset(name) for name in STYLES),
-        "{{script}}": "".join(_asset(name) for name in SCRIPTS),
+        "{{style}}": "".join(_read(f"page/{name}") for name in STYLES),
+        "{{script}}": joined_modules(_scripts(), ENTRY),
         "{{data}}": embed(data),
     }
-    text = _asset("page.html")
+    text = _read("page/page.html")
     for slot, value in slots.items():
         # The data comes last, so a slot's name in a token is never filled.
         text = text.replace(slot, value, 1)
@@ -90,5 +75,15 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _asset(name: str) -> str:
-    return (files(__package__) / name).read_text(encoding="utf-8")
+def _scripts() -> dict[str, str]:
+    """Every module by its path: ``core/dom.js``."""
+    return {
+        f"{folder}/{file.name}": file.read_text(encoding="utf-8")
+        for folder in ("core", "charts")
+        for file in (ASSETS / folder).iterdir()
+        if file.name.endswith(".js")
+    }
+
+
+def _read(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")

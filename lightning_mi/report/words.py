@@ -144,7 +144,8 @@ def _agree(found: dict[str, Any] | None) -> tuple[str, str]:
     word = "Undefined" if np.isnan(best) else _strength(best, bound)
     says = ", ".join(f"{name} {value:.2f}" for name, value in late.items()).replace("-", "−")
     taken = "at one step" if count == 1 else f"median of the last {count} steps"
-    return word, f"{says}, {taken}; random ±{bound:.2f}"
+    top = f", ceiling {found['ceiling']['value']:.2f}" if found["ceiling"] else ""
+    return word, f"{says}, {taken}; random ±{bound:.2f}{top}"
 
 
 def _strength(value: float, floor: float) -> str:

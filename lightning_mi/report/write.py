@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import RunError
+from ..errors import ArgumentError, RunError
 from ..runs import Run
 from .data import payload
 from .page import page
@@ -13,24 +14,29 @@ from .page import page
 __all__ = ["write_report"]
 
 
-def write_report(run: Run, path: str | os.PathLike[str] | None = None) -> Path:
+def write_report(run: Run | Sequence[Run], path: str | os.PathLike[str] | None = None) -> Path:
     """Write one HTML file that needs nothing else: no network, no library, no server.
 
     The file is written beside its place and renamed, so a browser that has the old one open never
     reads half of the new one.
 
     Args:
-        run: The run; it may still be going on.
-        path: Where to; None: ``report.html`` in the run folder.
+        run: The run; it may still be going on. Of several runs the first is shown in full and the
+            others are compared with it.
+        path: Where to; None: ``report.html`` in the folder of the run, the first of several.
 
     Returns:
         Where it lies.
 
     Raises:
+        ArgumentError: If there is no run.
         RunError: If the file cannot be written.
     """
-    target = run.report if path is None else Path(path)
-    html = page(payload(run))
+    runs = [run] if isinstance(run, Run) else list(run)
+    if not runs:
+        raise ArgumentError.of("run", expected="one run or more", got="none", do="Pass a Run.")
+    target = runs[0].report if path is None else Path(path)
+    html = page(payload(*runs))
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,75 @@
+// Do the explanations agree with the head? Rank correlations between a floor and a ceiling.
+
+import { D, lastDefined, nearest } from "../core/data.js";
+import { card, withoutHeads } from "../core/card.js";
+import { comparing, drawRuns } from "../core/compare.js";
+import { csvSeries } from "../core/csv.js";
+import { s } from "../core/dom.js";
+import { curve, endLabels, lane, listen, yAxis } from "../core/lane.js";
+import { fmt, whole } from "../core/numbers.js";
+import { LEFT, plotWidth } from "../core/time.js";
+
+const HEIGHT = 150;
+const A = D.agreement;
+
+/** Colour and dash of each explanation. */
+const LOOKS = {
+  saliency: { stroke: "var(--ink)", "stroke-dasharray": "5 2.5", text: "saliency" },
+  integrated_gradients: { stroke: "var(--plus)", text: "integrated gr." },
+};
+
+function drawAgreement(host) {
+  if (!A) return;
+  const low = A.series.reduce((m, one) => one.values.reduce((n, v) => (v < n ? v : n), m), A.floor ? A.floor[0] : 0);
+  const bottom = Math.max(-1, Math.floor(low * 4) / 4), Y = v => HEIGHT - 6 - (HEIGHT - 14) * (v - bottom) / (1 - bottom);
+  lane(host, HEIGHT, "Rank correlation of attributions with the head's attention over training steps", svg => {
+    if (A.floor) svg.append(s("rect", { class: "floor", x: LEFT, width: plotWidth(), y: Y(A.floor[1]), height: Y(A.floor[0]) - Y(A.floor[1]), fill: "var(--grid)" }));
+    yAxis(svg, [-1, -.5, 0, .5, 1].filter(v => v >= bottom), Y);
+    /** @type {EndLabel[]} */
+    const labels = comparing ? linesOfRuns(svg, Y) : linesOfMethods(svg, Y);
+    if (A.ceiling) labels.push(drawCeiling(svg, A.ceiling, Y));
+    if (A.floor) labels.push({ y: Y(0), text: `random ±${fmt(A.floor[1])}`, fill: "var(--soft)", plain: true });
+    endLabels(svg, labels, HEIGHT);
+  });
+}
+
+function linesOfMethods(svg, Y) {
+  return (A?.series ?? []).map(one => {
+    const { text, ...look } = LOOKS[one.key], value = k => one.values[k];
+    curve(svg, one, value, Y, { ...look, "stroke-width": 1.9, class: one.key });
+    return { y: Y(lastDefined(one.at.length, value)), text, fill: look.stroke };
+  });
+}
+
+function linesOfRuns(svg, Y) {
+  return (A?.series ?? []).flatMap(({ key }) => {
+    const curves = (D.runs ?? []).map(run => run.agreement[key] && { ...run.agreement[key], text: `${run.letter} ${key === "saliency" ? "saliency" : "IG"}` });
+    return drawRuns(svg, curves, Y, { stroke: LOOKS[key].stroke, name: key === "saliency" ? "saliency," : "IG," });
+  });
+}
+
+/** How well another head of the same role agrees: more cannot be asked of an explanation. */
+function drawCeiling(svg, ceiling, Y) {
+  svg.append(s("line", { class: "chance ceiling", x1: LEFT, x2: LEFT + plotWidth(), y1: Y(ceiling.value), y2: Y(ceiling.value) }));
+  return { y: Y(ceiling.value), text: `ceiling ${fmt(ceiling.value)}`, fill: "var(--soft)", plain: true };
+}
+
+function wordsAt(i) {
+  if (!A) return null;
+  const values = A.series.map(one => `${one.name} ${fmt(one.values[nearest(one.at, D.steps[i])])}`).join(", ");
+  return [`step ${whole(D.steps[i])}`, values, [
+    `Spearman correlation over input positions between the size of the attribution and the head's attention${A.head ? ` (${A.head} at the end)` : ""}${A.n ? `, n = ${A.n}` : ""}.`,
+    A.floor ? "The grey band holds 95 % of random orders." : "", A.ceiling ? `Ceiling: ${A.ceiling.says}.` : "",
+  ].filter(Boolean).join(" ")];
+}
+
+card({
+  id: "agree", place: "left", order: 50, title: "Do the explanations agree with the head?",
+  shown: () => Boolean(A) || !withoutHeads(),
+  has: () => Boolean(A),
+  missing: () => "Not measured. HeadMonitor() with SaliencyMonitor() or IntegratedGradientsMonitor() on one prompt measures it.",
+  sub: () => "rank correlation over input positions",
+  csv: () => csvSeries(A?.series ?? []),
+  build: host => listen(host, wordsAt),
+  draw: drawAgreement,
+});

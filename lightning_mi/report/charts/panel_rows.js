@@ -1,0 +1,37 @@
+// Any axis × steps: the entries farthest from their null, a row each.
+
+import { D, nearest } from "../core/data.js";
+import { s } from "../core/dom.js";
+import { lane, listen } from "../core/lane.js";
+import { show } from "../core/numbers.js";
+import { byPeak, chosenPanel, entryAt, entryName, panelShade, panelWords, sizeOf } from "../core/panels.js";
+import { nameRows, paintRows, rowHeight } from "../core/rows.js";
+
+const MOST = 16;
+const LETTERS = 9;                                // of a name left of the plot; the whole one is in the tooltip
+
+/** Entries that have a row, in their own order. */
+const shownRows = block => byPeak(block).slice(0, MOST).sort((a, b) => a - b);
+
+function drawRows(host, block) {
+  const rows = shownRows(block), height = rowHeight(rows.length) * rows.length, rest = sizeOf(block) - rows.length;
+  lane(host, height + (rest ? 16 : 0), `${block.title}, one row an entry, over training steps`, svg => {
+    nameRows(svg, rows.map(entry => show(entryName(block, entry), LETTERS)), () => ({ bold: false, mono: true }));
+    if (rest) svg.append(s("text", { x: 0, y: height + 13 }, `the ${rows.length} farthest from ${block.null ? "their null" : "zero"}; ${rest.toLocaleString("en")} more are not shown here`));
+  });
+  paintRows(host, block, rows, (k, entry) => entryAt(block, k, entry), v => panelShade(block, v));
+}
+
+function wordsAt(block, i, y) {
+  if (!block) return null;
+  const rows = shownRows(block), entry = rows[Math.floor(y / rowHeight(rows.length))];
+  return entry === undefined ? null : panelWords(block, nearest(block.at, D.steps[i]), entry);
+}
+
+/** @type {PanelChart} */
+export const panelRows = {
+  name: "rows",
+  fits: block => block.at.length > 1,
+  build: (host, group) => listen(host, (i, y) => wordsAt(chosenPanel(group), i, y)),
+  draw: drawRows,
+};
