@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import lightning_mi as mi
 from lightning_mi.circuits.causal import (
     Circuit,
+    CircuitScorecard,
     Edge,
     EdgeScores,
     Graph,
@@ -24,10 +25,12 @@ from lightning_mi.circuits.causal import (
     edge_patching,
     faithfulness_curve,
     rank_biased_overlap,
+    smallest_circuit,
 )
 from lightning_mi.circuits.causal.bench import on_bench
 from lightning_mi.circuits.causal.controls import random_circuits, shuffled
 from lightning_mi.circuits.causal.curves import FRACTIONS, areas
+from lightning_mi.circuits.causal.estimates import Draws
 
 INDUCTION = {"embed->L0H0.v", "L0H0->L1H0.k", "L1H0->logits"}
 
@@ -274,18 +277,89 @@ def test_the_scorecard_of_the_induction_circuit() -> None:
     card = circuit.scorecard(model, judged, untrained=built.induction(beta=0.0), controls=4)
     assert card.faithfulness.value == pytest.approx(1.0, abs=1e-3)
     assert card.rest.value == pytest.approx(0.0, abs=1e-3)
-    assert card.incompleteness == pytest.approx(0.0, abs=1e-3)
-    assert card.marginals["L0H0"][0] == pytest.approx(1.0, abs=1e-3)
+    assert card.incompleteness.value == pytest.approx(0.0, abs=1e-3)
+    assert card.marginals["L0H0"].alone.value == pytest.approx(1.0, abs=1e-3)
     assert card.redundant == card.idle == ()
+    assert card.faithful
     assert (card.edges, card.nodes, card.all_edges) == (3, 4, circuit.graph.n_edges)
-    assert card.untrained is not None
-    assert abs(card.untrained.value) < 0.2
-    assert len(card.random) == 4
     assert card.faithfulness.low <= card.faithfulness.value <= card.faithfulness.high
+    against = card.controls
+    assert against.untrained is not None
+    assert abs(against.untrained.value) < 0.2
+    assert len(against.random) == 4
+    assert against.shuffled is not None
+    assert set(against.margins) == {
+        "random circuits",
+        "the best random circuit",
+        "the same search on shuffled answers",
+        "the untrained model",
+    }
+    assert card.convention["shared_prompts"] == 0
     assert "faithfulness 1.00" in str(card)
+    assert "it was found on others" in str(card)
+    assert "K-composition" in card.sentences["L1H0"]
+    assert "reads L0H0 by its keys" in card.sentences["L1H0"]
+    assert "without it 1.00 of the effect is lost" in card.sentences["L0H0"]
+
+
+def test_a_scorecard_is_panels_and_a_table() -> None:
+    model, behavior = built.induction(), built.repeats(pairs=8)
+    circuit = edge_attribution(model, behavior, steps=20).circuit(n_edges=3)
+    card = circuit.scorecard(model, behavior, controls=2)
+    assert card.convention["shared_prompts"] == 8
     reading = card.reading()
-    assert reading["faithfulness"].convention["ablation"] == "corrupted"
-    assert reading["faithfulness"].convention["found_by"]["how"] == "greedy"
+    said = reading["faithfulness"].convention
+    assert (said["ablation"], said["found_by"]["how"]) == ("corrupted", "greedy")
+    assert said["low"] <= reading["faithfulness"].item() <= said["high"]
+    assert set(reading["circuit"].coords["edge"]) == INDUCTION
+    assert reading["circuit"].convention["writers"] == [e.writer for e in circuit.edges]
+    assert "L1H0" in reading["circuit"].convention["sentences"]
+    assert reading["marginals"].axes == ("writer",)
+    html = card.html()
+    assert html.count("<path") == 3
+    assert "8 of them it was found on, too" in html
+    assert "<script" not in html
+
+
+def test_the_measurement_finds_on_some_prompts_and_judges_on_others(tmp_path: Path) -> None:
+    model, behavior = built.induction(), built.repeats(pairs=8)
+    measured = CircuitScorecard(behavior, steps=20, controls=3)
+    records = {r.what: r.panel for r in mi.measure(model, measured)}
+    assert records["faithfulness"].item() == pytest.approx(1.0, abs=1e-3)
+    assert records["faithfulness"].convention["shared_prompts"] == 0
+    assert set(records["circuit"].coords["edge"]) == INDUCTION
+    edge_attribution(model, behavior, steps=20).circuit(n_edges=3).save(tmp_path / "kept.json")
+    kept = CircuitScorecard(behavior, circuit=str(tmp_path / "kept.json"), controls=0)
+    early = {r.what: r.panel for r in mi.measure(built.induction(beta=0.0), kept)}
+    assert early["faithfulness"].item() != pytest.approx(1.0, abs=0.1)
+    assert early["edges"].item() == 3
+    same = mi.Behavior(behavior.clean, behavior.clean, answers=behavior.answers)
+    nothing = {r.what: r.panel for r in mi.measure(model, CircuitScorecard(same, controls=0))}
+    assert math.isnan(nothing["faithfulness"].item())
+    assert "no difference" in nothing["faithfulness"].convention["reason"]
+
+
+def test_the_smallest_circuit_is_found_edge_by_edge() -> None:
+    model, behavior = built.induction(), built.repeats()
+    scores = edge_attribution(model, behavior, steps=20)
+    found = smallest_circuit(model, behavior, scores)
+    assert names(found) == INDUCTION
+    assert faithfulness_curve(model, behavior, scores).smallest() == 3
+    backwards = EdgeScores(scores.graph, scores.values.exp(), scores.clean, scores.corrupted)
+    assert len(smallest_circuit(model, behavior, backwards)) > 3
+    same = mi.Behavior(behavior.clean, behavior.clean, answers=behavior.answers)
+    with pytest.raises(mi.errors.ArgumentError, match="no difference"):
+        smallest_circuit(model, same, scores)
+
+
+def test_intervals_hold_what_prompts_drawn_anew_would_give() -> None:
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0)).double()
+    found = Draws(400).estimate(values)
+    # Of a mean the middle 95 % is ±1.96 standard errors.
+    wide = 1.96 * float(values.std()) / 20
+    assert found.high - found.low == pytest.approx(2 * wide, rel=0.1)
+    share = Draws(400).share(2 * values + 3, values + 1.5)
+    assert (share.low, share.high) == pytest.approx((2.0, 2.0))
 
 
 def test_the_scorecard_names_redundant_and_idle_parts() -> None:
@@ -302,12 +376,16 @@ def test_the_scorecard_names_redundant_and_idle_parts() -> None:
     card = Circuit(graph, tuple(wires)).scorecard(model, behavior, controls=0)
     assert set(card.redundant) == {"L0H0", "L0H1"}
     assert card.idle == ()
+    assert card.marginals["L0H0"].beside == "L0H1"
+    assert "not missed alone, but 1.00 is lost once L0H1 is gone" in card.sentences["L0H0"]
+    assert "redundant L0H0 (with L0H1), L0H1 (with L0H0)" in str(card)
+    assert "shuffled answers" in card.notes
     half = [e for e in wires if "L0H1" not in str(e)]
     short = Circuit(graph, tuple(half)).scorecard(model, behavior, controls=0)
     assert short.faithfulness.value == pytest.approx(1.0, abs=1e-4)
     # Its branch removed, the model goes on by the other one: it is faithful, yet incomplete.
     assert short.rest.value == pytest.approx(0.0, abs=1e-4)
-    assert short.incompleteness == pytest.approx(1.0, abs=1e-4)
+    assert short.incompleteness.value == pytest.approx(1.0, abs=1e-4)
 
 
 def test_random_circuits_are_connected_and_match_nodes_and_size() -> None:

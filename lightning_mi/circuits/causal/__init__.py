@@ -6,6 +6,9 @@ from .acdc import acdc
 from .attribution_patching import AttributionPatching, attribution_patching
 from .bench import edge_patching
 from .circuit import Circuit, Outcome, rank_biased_overlap
+from .circuit_scorecard import CircuitScorecard
+from .completeness import Marginal
+from .controls import Controls
 from .curves import Curve, faithfulness_curve
 from .edges import EdgeAttribution, EdgeScores, edge_attribution
 from .graph import Edge, Graph
@@ -14,6 +17,7 @@ from .patching import ActivationPatching, activation_patching
 from .path_patching import PathPatching, path_patching
 from .places import At, Residual
 from .scorecard import Estimate, Scorecard
+from .search import smallest_circuit
 from .values import Value, from_run, mean, resample, value, zero
 
 __all__ = [
@@ -33,12 +37,15 @@ __all__ = [
     "path_patching",
     "intervene",
     "Circuit",
+    "CircuitScorecard",
+    "Controls",
     "Curve",
     "Edge",
     "EdgeAttribution",
     "EdgeScores",
     "Estimate",
     "Graph",
+    "Marginal",
     "Outcome",
     "Scorecard",
     "acdc",
@@ -46,4 +53,5 @@ __all__ = [
     "edge_patching",
     "faithfulness_curve",
     "rank_biased_overlap",
+    "smallest_circuit",
 ]

@@ -198,7 +198,7 @@ class Circuit:
         Raises:
             ArgumentError: If edges carry positions, or the circuit belongs to another model.
         """
-        return self._outcome(self._runnable(), model, behavior, ablation, task, anatomy)
+        return self._outcome(self.runnable(), model, behavior, ablation, task, anatomy)
 
     def ablate(
         self,
@@ -221,10 +221,18 @@ class Circuit:
         Returns:
             The metric of each example; its faithfulness is what is left.
         """
-        mask = self.graph.lawful & ~self._runnable()
+        mask = self.graph.lawful & ~self.runnable()
         return self._outcome(mask, model, behavior, ablation, task, anatomy)
 
-    def _runnable(self) -> Tensor:
+    def runnable(self) -> Tensor:
+        """Return its edges as a matrix by which it can be run.
+
+        Returns:
+            Boolean ``[writer, reader]``.
+
+        Raises:
+            ArgumentError: If edges carry positions: a run holds an edge at all of them.
+        """
         if any(e.source is not None or e.target is not None for e in self.edges):
             raise ArgumentError.of(
                 "edges",
@@ -290,6 +298,7 @@ class Circuit:
         behavior: BehaviorLike,
         *,
         untrained: nn.Module | None = None,
+        scores: EdgeScores | None = None,
         ablation: Ablation = "corrupted",
         task: Task | None = None,
         controls: int = 8,
@@ -299,19 +308,22 @@ class Circuit:
 
         Args:
             model: The user's model; it is left as it was.
-            behavior: Prompts other than those it was found on (`Behavior.split`).
+            behavior: Prompts other than those it was found on (`Behavior.split`); how many of them
+                it was found on, too, is counted and said.
             untrained: The model before training, as a control.
+            scores: The scores it was found by, for the curve and for the search on shuffled
+                answers; None takes the circuit's own, which a file does not hold.
             ablation: What edges outside the circuit carry.
-            task: How the model is called; None calls it with the batch.
+            task: How the model is called.
             controls: Number of random connected circuits.
             seed: Seed of all that is drawn.
 
         Returns:
-            The scorecard.
+            The scorecard. NaN with a reason if ablation does not change the metric.
         """
         from .judge import Judge
 
-        judge = Judge(self, ablation=ablation, task=task, controls=controls, seed=seed)
+        judge = Judge(self, scores, ablation, task, controls, seed)
         return judge(model, behavior, untrained)
 
     def svg(self) -> str:
@@ -334,8 +346,21 @@ class Circuit:
             ("edge",),
             {"edge": [str(e) for e in self.edges]},
             "metric",
-            {"what": "edges of a circuit", "found_by": dict(self.found_by), "null": 0.0},
+            {
+                "what": "edges of a circuit",
+                "found_by": {k: v for k, v in self.found_by.items() if k != "prompts"},
+                "writers": [e.writer for e in self.edges],
+                "readers": [e.reader for e in self.edges],
+                "layers": self._layers(),
+                "null": 0.0,
+            },
         )
+
+    def _layers(self) -> dict[str, int]:
+        """Return the layer of each node, for drawing."""
+        writers = dict(zip(self.graph.writers, self.graph.writer_layers, strict=True))
+        own = {name: layer for name, layer in writers.items() if name in self.nodes}
+        return {**own, "logits": self.graph.reader_layers[-1]}
 
     def to_json(self) -> str:
         """Return it as JSON, with the graph it belongs to.

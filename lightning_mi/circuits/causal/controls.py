@@ -4,17 +4,159 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...behavior import Behavior
+from ...task import Task
+from .edges import edge_attribution
+from .estimates import Estimate, interval
 from .extraction import greedy
 from .graph import Graph
+from .scores import EdgeScores
+from .trial import Trial
 
-__all__ = ["random_circuits", "shuffled"]
+if TYPE_CHECKING:
+    from .circuit import Circuit
+
+__all__ = ["Controls", "controls_of", "kind_of", "random_circuits", "same_search", "shuffled"]
 
 TRIES = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Controls:
+    """What other circuits, and another model, do; shares of the trained model's whole effect.
+
+    Args:
+        random: Faithfulness of random connected circuits matched in size, layers and node types.
+        beyond_random: Faithfulness less the mean of ``random``; circuits are drawn anew, too.
+        beyond_best: Faithfulness less that of the best random circuit.
+        shuffled: Faithfulness of the circuit that the same search finds for shuffled answers.
+        beyond_shuffled: Faithfulness less that.
+        untrained: (m₀(C) − m₀(∅)) / (m(M) − m(∅)), m₀ of the untrained model: its own effect
+            would be 0 / 0.
+        beyond_untrained: Faithfulness less that.
+    """
+
+    random: tuple[float, ...] = ()
+    beyond_random: Estimate | None = None
+    beyond_best: Estimate | None = None
+    shuffled: Estimate | None = None
+    beyond_shuffled: Estimate | None = None
+    untrained: Estimate | None = None
+    beyond_untrained: Estimate | None = None
+
+    @property
+    def margins(self) -> dict[str, Estimate]:
+        """By how much the circuit does better than each control that was run."""
+        found = {
+            "random circuits": self.beyond_random,
+            "the best random circuit": self.beyond_best,
+            "the same search on shuffled answers": self.beyond_shuffled,
+            "the untrained model": self.beyond_untrained,
+        }
+        return {name: e for name, e in found.items() if e is not None}
+
+    @property
+    def beaten(self) -> bool:
+        """Whether every margin is above zero with its whole interval."""
+        margins = self.margins.values()
+        return bool(margins) and all(e.low > 0.0 for e in margins)
+
+
+def controls_of(
+    trial: Trial, mask: Tensor, other: Tensor | None, count: int, seed: int = 0
+) -> Controls:
+    """Return what random circuits do, and one that was found for shuffled answers.
+
+    Args:
+        trial: The model and the prompts.
+        mask: The circuit ``[writer, reader]``.
+        other: The circuit found for shuffled answers, or None.
+        count: Number of random circuits.
+        seed: Seed of the draws.
+
+    Returns:
+        The controls, without those of the untrained model.
+    """
+    drawn = random_circuits(trial.bench.graph, mask, count, seed)
+    sets = [mask, *([] if other is None else [other]), *drawn]
+    made = trial.metric(sets)
+    alone, lucky = made[0], made[len(sets) - len(drawn) :]
+    found = Controls()
+    if other is not None:
+        found = dataclasses.replace(
+            found, shuffled=trial.share(made[1]), beyond_shuffled=trial.share(alone, made[1])
+        )
+    if not len(lucky):
+        return found
+    shares = [trial.share(row).value for row in lucky]
+    best = lucky[max(range(len(lucky)), key=shares.__getitem__)]
+    return dataclasses.replace(
+        found,
+        random=tuple(shares),
+        beyond_random=_beyond(trial, alone, lucky),
+        beyond_best=trial.share(alone, best),
+    )
+
+
+def _beyond(trial: Trial, alone: Tensor, lucky: Tensor) -> Estimate:
+    """Return faithfulness less the mean of random circuits; prompts and circuits drawn anew."""
+    draws = trial.draws
+    each = draws.means(alone - lucky)
+    picks = torch.randint(len(lucky), each.T.shape, generator=draws.generator)
+    gain = each.T.gather(1, picks).mean(1) / draws.means(trial.whole)
+    value = float((alone - lucky).mean() / trial.whole.mean())
+    return interval(value, gain)
+
+
+def same_search(
+    model: nn.Module,
+    circuit: Circuit,
+    scores: EdgeScores | None,
+    behavior: Behavior,
+    task: Task | None,
+    seed: int = 0,
+) -> tuple[Tensor | None, str | None]:
+    """Return what the search that found a circuit finds when prompts have others' answers.
+
+    Args:
+        model: The user's model.
+        circuit: The circuit.
+        scores: The scores it was found by, or None.
+        behavior: Prompts to search on where ``scores`` does not hold its own.
+        task: How the model is called.
+        seed: Seed of the shuffle.
+
+    Returns:
+        Boolean ``[writer, reader]`` and None, or None and why there is none.
+    """
+    if scores is None or not scores.method.startswith("EAP"):
+        return None, "the circuit was not found by edge attribution whose scores are at hand"
+    other = shuffled(scores.found_on or behavior, seed)
+    if other is None:
+        return None, "the behavior names no answers that could be shuffled"
+    found = edge_attribution(
+        model,
+        other,
+        steps=scores.steps,
+        variant="activations" if "activations" in scores.method else "inputs",
+        direction=scores.direction,
+        task=task,
+    )
+    if found.reason is not None:
+        return None, f"with shuffled answers {found.reason}"
+    said = circuit.found_by
+    made = found.circuit(
+        n_edges=len(circuit),
+        how="top" if said.get("how") == "top" else "greedy",
+        absolute=said.get("ranking") != "signed",
+    )
+    return made.mask, None
 
 
 def random_circuits(graph: Graph, mask: Tensor, count: int, seed: int = 0) -> Tensor:
@@ -58,13 +200,13 @@ def _drawn(graph: Graph, mask: Tensor, size: int, generator: torch.Generator) ->
         readers[list(graph.inputs[writer])] = True
     allowed &= readers
     keys = torch.rand(mask.shape, generator=generator).masked_fill(~allowed, -1.0)
-    most = int(allowed.sum())
-    made = torch.zeros_like(mask)
-    for taken in range(size, most + 1):  # What leads nowhere is pruned, so take more until it fits.
-        made = graph.connected(greedy(graph, keys, taken) & allowed)
-        if int(made.sum()) >= size:
-            break
-    return made
+    # What leads nowhere is pruned, so more are taken until as many are left: found by halving.
+    low, high = size, max(size, int(allowed.sum()))
+    while low < high:
+        middle = (low + high) // 2
+        enough = int(graph.connected(greedy(graph, keys, middle) & allowed).sum()) >= size
+        low, high = (low, middle) if enough else (middle + 1, high)
+    return graph.connected(greedy(graph, keys, low) & allowed)
 
 
 def _nodes(graph: Graph, mask: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,17 @@ from torch import Tensor, nn
 from ...anatomy import Anatomy
 from ...behavior import BehaviorLike
 from ...task import Task
-from .bench import Ablation, Bench, on_bench
-from .edges import EdgeScores, coinciding
+from .bench import Ablation, on_bench
+from .estimates import interval
 from .extraction import strongest
+from .scores import EdgeScores
+from .trial import Trial
 
-__all__ = ["FRACTIONS", "Curve", "areas", "faithfulness_curve"]
+__all__ = ["FRACTIONS", "Curve", "areas", "curve_of", "faithfulness_curve"]
+
+Interval: TypeAlias = tuple[float, float]
+
+UNKNOWN = (math.nan, math.nan)
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -30,14 +37,20 @@ class Curve:
         sizes: Edges that were left after pruning.
         signed: Faithfulness when edges are ranked by effect, what carries the behaviour first.
         absolute: Faithfulness when they are ranked by size.
-        cpr: Area under ``signed``: 0.999 for a method that is perfect at every size.
-        cmd: Area of |1 − ``absolute``|: 0 is best.
+        signed_intervals: 95 % intervals over prompts, lower and upper ends.
+        absolute_intervals: The same.
+        cpr_interval: 95 % interval of `cpr`.
+        cmd_interval: 95 % interval of `cmd`.
     """
 
     fractions: tuple[float, ...]
     sizes: tuple[int, ...]
     signed: tuple[float, ...]
     absolute: tuple[float, ...]
+    signed_intervals: tuple[Interval, ...] = ()
+    absolute_intervals: tuple[Interval, ...] = ()
+    cpr_interval: Interval = UNKNOWN
+    cmd_interval: Interval = UNKNOWN
 
     @property
     def cpr(self) -> float:
@@ -48,6 +61,19 @@ class Curve:
     def cmd(self) -> float:
         """Circuit-model distance: area of |1 − f| under the absolute ranking; 0 is perfect."""
         return areas(self.fractions, self.absolute)[1]
+
+    def smallest(self, low: float = 0.8, high: float = 1.2) -> int | None:
+        """Return the size of the smallest circuit that does what the model does.
+
+        Args:
+            low: Least faithfulness.
+            high: Largest one: a circuit that does more than the model is not faithful, either.
+
+        Returns:
+            Its number of edges under the absolute ranking; None if no size passes.
+        """
+        passing = (n for n, f in zip(self.sizes, self.absolute, strict=True) if low <= f <= high)
+        return min(passing, default=None)
 
 
 def areas(fractions: Sequence[float], faithfulness: Sequence[float]) -> tuple[float, float]:
@@ -103,39 +129,60 @@ def faithfulness_curve(
         The curve; NaN throughout where the metric is the same on clean and ablated runs.
     """
     with on_bench(model, behavior, ablation=ablation, task=task, anatomy=anatomy) as bench:
-        return curve_of(bench, scores, fractions)
+        return curve_of(Trial.on(bench), scores, fractions)
 
 
-def curve_of(bench: Bench, scores: EdgeScores, fractions: Sequence[float] = FRACTIONS) -> Curve:
+def curve_of(trial: Trial, scores: EdgeScores, fractions: Sequence[float] = FRACTIONS) -> Curve:
     """Return the curve on a bench.
 
     Args:
-        bench: The model and the prompts.
+        trial: The model and the prompts.
         scores: What edges are ranked by.
         fractions: Shares of all edges, rising.
 
     Returns:
         The curve.
     """
-    graph, keys = bench.graph, scores.effects.nan_to_num()
+    graph, keys = trial.bench.graph, scores.effects.nan_to_num()
     counts = [_count(f, graph.n_edges) for f in fractions]
-    masks = [
+    signed, absolute = (
         torch.stack([graph.connected(strongest(graph, k, n)) for n in counts])
         for k in (keys, keys.abs())
-    ]
-    nothing = bench.metric(torch.zeros_like(graph.lawful)[None])[0].mean()
-    clean = bench.clean.mean()
-    made = [_shares(bench.metric(m).mean(1), clean, nothing) for m in masks]
-    sizes = tuple(int(n) for n in masks[1].sum((1, 2)))
-    return Curve(tuple(fractions), sizes, made[0], made[1])
+    )
+    sizes = tuple(int(n) for n in absolute.sum((1, 2)))
+    if trial.reason is not None:
+        unknown = (math.nan,) * len(counts)
+        return Curve(tuple(fractions), sizes, unknown, unknown)
+    parts = []
+    for masks in (signed, absolute):
+        gain = trial.metric(masks) - trial.nothing
+        parts.append((gain, trial.draws.means(gain) / trial.draws.means(trial.whole)))
+    x = torch.tensor(list(fractions), dtype=torch.float64)
+    areas_drawn = (
+        torch.trapezoid(parts[0][1], x, dim=0),
+        torch.trapezoid((1.0 - parts[1][1]).abs(), x, dim=0),
+    )
+    values = [tuple(float(v) for v in gain.mean(1) / trial.whole.mean()) for gain, _ in parts]
+    spreads = [tuple(ends_of(row) for row in drawn) for _, drawn in parts]
+    ends = [ends_of(a) for a in areas_drawn]
+    return Curve(
+        tuple(fractions), sizes, values[0], values[1], spreads[0], spreads[1], ends[0], ends[1]
+    )
+
+
+def ends_of(drawn: Tensor) -> Interval:
+    """Return the ends of the middle 95 % of draws.
+
+    Args:
+        drawn: Shape ``[draw]``.
+
+    Returns:
+        Lower and upper end.
+    """
+    found = interval(0.0, drawn)
+    return found.low, found.high
 
 
 def _count(fraction: float, edges: int) -> int:
     """Return how many edges a share is; in small graphs at least one, where MIB takes none."""
     return max(int(fraction * edges), math.ceil(fraction * edges) if edges < 1000 else 0)
-
-
-def _shares(values: Tensor, clean: Tensor, nothing: Tensor) -> tuple[float, ...]:
-    if coinciding(float(clean), float(nothing)) is not None:
-        return (math.nan,) * len(values)
-    return tuple(float(v) for v in (values - nothing) / (clean - nothing))

@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ...anatomy import Anatomy
-from ...batch import main_input
 from ...behavior import Behavior, BehaviorLike, as_behavior
-from ...errors import LightningMIError
-from ...nodes import Head, Reader, parse
 from ...task import Task
-from ..readout import head_roles
-from ..weights import composition, subspace_overlap
-from .bench import Ablation, Bench, on_bench
+from .bench import Ablation, on_bench
 from .circuit import Circuit
-from .controls import kind_of, random_circuits, shuffled
+from .completeness import classes_of, completeness, marginals
+from .controls import Controls, controls_of, same_search
 from .curves import curve_of
-from .edges import coinciding, edge_attribution
-from .graph import Graph
-from .scorecard import Estimate, Scorecard
+from .estimates import DRAWS, Estimate
+from .readable import links_of, roles_of, sentences_of
+from .scorecard import Scorecard
+from .scores import EdgeScores, prompt_marks
+from .trial import Trial
 
 __all__ = ["Judge", "description_length"]
-
-DRAWS = 1000
-SUBSETS, GREEDY = 8, 4
-PAIRS = 16
-"""Most nodes of which all pairs are removed for minimality."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +32,21 @@ class Judge:
 
     Args:
         circuit: What is judged.
+        scores: The scores it was found by, for curve and controls; None takes the circuit's own.
         ablation: What edges outside carry.
         task: How the model is called.
         controls: Number of random connected circuits.
         seed: Seed of all that is drawn.
+        nodes: Most nodes that are removed one by one, the strongest: what the work follows from.
     """
 
     circuit: Circuit
+    scores: EdgeScores | None = None
     ablation: Ablation = "corrupted"
     task: Task | None = None
     controls: int = 8
     seed: int = 0
+    nodes: int = 32
 
     def __call__(
         self, model: nn.Module, behavior: BehaviorLike, untrained: nn.Module | None = None
@@ -66,239 +62,135 @@ class Judge:
             The scorecard.
         """
         own = as_behavior(behavior)
-        mask, graph = self.circuit.mask, self.circuit.graph
-        other = self._shuffled_mask(model, own)
+        mask, scores = self.circuit.runnable(), self.scores or self.circuit.scores
+        shuffled, why = same_search(model, self.circuit, scores, own, self.task, self.seed)
         with on_bench(model, own, ablation=self.ablation, task=self.task) as bench:
             self.circuit.require_graph(bench.graph)
-            none = torch.zeros_like(mask)
-            sets = torch.stack([mask, graph.lawful & ~mask, none, none if other is None else other])
-            made = bench.metric(sets)
-            clean, nothing = bench.clean, made[2]
-            whole = float(clean.mean() - nothing.mean())
-            reason = coinciding(float(clean.mean()), float(nothing.mean()))
-            if reason is not None:
-                return self._undefined(reason)
-            shares = _Shares(bench, whole)
-            drawn = random_circuits(graph, mask, self.controls, self.seed)
-            lucky = (bench.metric(drawn).mean(1) - nothing.mean()) / whole
-            scores = self.circuit.scores
-            card = Scorecard(
-                faithfulness=self._estimate(made[0], clean, nothing),
-                rest=self._estimate(made[1], clean, nothing),
-                completeness=self._completeness(shares, mask),
-                marginals=self._marginals(shares, mask),
-                curve=None if scores is None else curve_of(bench, scores),
-                edges=int(mask.sum()),
-                nodes=len(self.circuit.nodes),
-                bits=description_length(int(mask.sum()), graph.n_edges),
-                all_edges=graph.n_edges,
-                random=tuple(lucky.tolist()),
-                shuffled=None if other is None else self._estimate(made[3], clean, nothing),
-                clean=float(clean.mean()),
-                ablated=float(nothing.mean()),
-                convention=self._convention(own),
-            )
-        return self._with_readings(card, model, own, untrained, (clean, nothing))
+            anatomy = bench.wiring.anatomy
+            trial = Trial.on(bench, self.seed)
+            if trial.reason is not None:
+                return self._undefined(own, trial.reason)
+            roles, unknown = roles_of(self.circuit, model, own, self.task, anatomy)
+            links = links_of(self.circuit, anatomy)
+            card = self._judged(trial, mask, scores, roles)
+            against = controls_of(trial, mask, shuffled, self.controls, self.seed)
+        if untrained is not None:
+            against = self._with_untrained(against, trial, card, untrained, own)
+        notes = {"shuffled answers": why, "roles": unknown}
+        return dataclasses.replace(
+            card,
+            controls=against,
+            roles=roles,
+            links=links,
+            sentences=sentences_of(self.circuit, roles, links, card.marginals),
+            notes={k: v for k, v in notes.items() if v is not None},
+            convention=self._convention(own),
+            drawing=self.circuit.svg(),
+        )
 
-    def _undefined(self, reason: str) -> Scorecard:
+    def _judged(
+        self,
+        trial: Trial,
+        mask: Tensor,
+        scores: EdgeScores | None,
+        roles: Mapping[str, tuple[str, ...]],
+    ) -> Scorecard:
+        """Return the card without its controls and words."""
+        graph = self.circuit.graph
+        alone, removed = trial.metric([mask, graph.lawful & ~mask])
+        nodes = self._removable(mask)
+        size = int(mask.sum())
+        return Scorecard(
+            faithfulness=trial.share(alone),
+            rest=trial.share(removed),
+            distance=trial.draws.estimate((trial.clean - alone).abs()),
+            completeness=completeness(
+                trial, mask, nodes, classes_of(graph, nodes, roles), self.seed
+            ),
+            marginals=marginals(trial, mask, nodes[: self.nodes]),
+            curve=None if scores is None else curve_of(trial, scores),
+            circuit=self.circuit,
+            edges=size,
+            nodes=len(self.circuit.nodes),
+            bits=description_length(size, graph.n_edges),
+            all_edges=graph.n_edges,
+            all_nodes=len(graph.writers) + 1,
+            clean=float(trial.clean.mean()),
+            ablated=float(trial.nothing.mean()),
+            metric=alone,
+        )
+
+    def _removable(self, mask: Tensor) -> list[int]:
+        """Return the nodes that can be removed, the strongest first: all but embeddings."""
+        graph, weights = self.circuit.graph, self.circuit.weights
+        used = [i for i in mask.any(1).nonzero()[:, 0].tolist() if graph.inputs[i]]
+        size = {
+            i: sum(abs(weights.get(e, 0.0)) for e in self.circuit.edges if e.writer == name)
+            for i, name in enumerate(graph.writers)
+            if i in used
+        }
+        return sorted(used, key=lambda i: -size[i])
+
+    def _with_untrained(
+        self,
+        controls: Controls,
+        trial: Trial,
+        card: Scorecard,
+        untrained: nn.Module,
+        behavior: Behavior,
+    ) -> Controls:
+        """Add what the circuit does in the untrained model, over the trained one's effect."""
+        mask = self.circuit.mask
+        with on_bench(untrained, behavior, ablation=self.ablation, task=self.task) as bench:
+            self.circuit.require_graph(bench.graph)
+            sets = torch.stack([mask, torch.zeros_like(mask)])
+            made, nothing = bench.metric(sets).double().cpu()
+        less = made - nothing
+        if card.metric is None:
+            return controls
+        gain = card.metric - trial.nothing - less
+        return dataclasses.replace(
+            controls,
+            untrained=trial.draws.share(less, trial.whole),
+            beyond_untrained=trial.draws.share(gain, trial.whole),
+        )
+
+    def _undefined(self, behavior: Behavior, reason: str) -> Scorecard:
         nothing = Estimate(math.nan)
-        return Scorecard(nothing, nothing, reason=reason, edges=len(self.circuit))
+        size, graph = len(self.circuit), self.circuit.graph
+        return Scorecard(
+            nothing,
+            nothing,
+            circuit=self.circuit,
+            edges=size,
+            nodes=len(self.circuit.nodes),
+            bits=description_length(size, graph.n_edges),
+            all_edges=graph.n_edges,
+            all_nodes=len(graph.writers) + 1,
+            convention=self._convention(behavior),
+            reason=reason,
+        )
 
     def _convention(self, behavior: Behavior) -> dict[str, object]:
+        found_by = {k: v for k, v in self.circuit.found_by.items() if k != "prompts"}
         return {
             "what": "a circuit judged; shares of clean less ablated metric",
             "direction": "noise",
             "ablation": self.ablation,
-            "found_by": dict(self.circuit.found_by),
+            "found_by": found_by,
             "behavior": behavior.name,
             "examples": len(behavior),
+            "shared_prompts": self._shared(behavior),
             "interval": f"95 %, {DRAWS} bootstrap draws of prompts",
             "seed": self.seed,
         }
 
-    def _estimate(
-        self, some: Tensor, clean: Tensor, nothing: Tensor, over: Tensor | None = None
-    ) -> Estimate:
-        """Return a share and its interval when prompts are drawn anew."""
-        a = (some - nothing).double().cpu()
-        b = (clean - nothing if over is None else over).double().cpu()
-        generator = torch.Generator().manual_seed(self.seed)
-        rows = torch.randint(len(a), (DRAWS, len(a)), generator=generator)
-        drawn = a[rows].mean(1) / b[rows].mean(1)
-        low, high = (float(v) for v in drawn.nanquantile(torch.tensor([0.025, 0.975]).double()))
-        return Estimate(float(a.mean() / b.mean()), low, high)
-
-    def _removed(self, mask: Tensor) -> list[int]:
-        """Return the nodes of the circuit that can be removed: all but embeddings."""
-        used = mask.any(1).nonzero()[:, 0].tolist()
-        return [i for i in used if self.circuit.graph.inputs[i]]
-
-    def _completeness(self, shares: _Shares, mask: Tensor) -> dict[str, float]:
-        graph, nodes = self.circuit.graph, self._removed(mask)
-        if not nodes:
-            return {}
-        generator = torch.Generator().manual_seed(self.seed)
-        subsets: dict[str, list[int]] = {}
-        for i in range(SUBSETS):
-            drawn = torch.rand(len(nodes), generator=generator) < 0.5
-            subsets[f"random {i}"] = [n for n, there in zip(nodes, drawn, strict=True) if there]
-        for label, members in _classes(graph, nodes).items():
-            subsets[label] = members
-        found = shares.incomplete(mask, graph.lawful, list(subsets.values()))
-        named = dict(zip(subsets, found, strict=True))
-        return {**named, "greedy": self._greedy(shares, mask, nodes)}
-
-    def _greedy(self, shares: _Shares, mask: Tensor, nodes: list[int]) -> float:
-        """Return the incompleteness of a subset grown to make it large."""
-        chosen: list[int] = []
-        best = 0.0
-        for _ in range(min(GREEDY, len(nodes))):
-            open_ = [n for n in nodes if n not in chosen]
-            found = shares.incomplete(
-                mask, self.circuit.graph.lawful, [[*chosen, n] for n in open_]
-            )
-            top = max(range(len(open_)), key=found.__getitem__)
-            chosen.append(open_[top])
-            best = max(best, found[top])
-        return best
-
-    def _marginals(self, shares: _Shares, mask: Tensor) -> dict[str, tuple[float, float]]:
-        graph, nodes = self.circuit.graph, self._removed(mask)
-        alone = shares.of([_without(mask, [n]) for n in nodes])
-        whole = shares.of([mask])[0]
-        most = [abs(whole - left) for left in alone]
-        if len(nodes) <= PAIRS:
-            pairs = [(i, j) for i in range(len(nodes)) for j in range(len(nodes)) if i != j]
-            both = shares.of([_without(mask, [nodes[i], nodes[j]]) for i, j in pairs])
-            for (i, j), left in zip(pairs, both, strict=True):
-                most[i] = max(most[i], abs(alone[j] - left))
-        rows = zip(nodes, alone, most, strict=True)
-        return {graph.writers[n]: (abs(whole - left), m) for n, left, m in rows}
-
-    def _shuffled_mask(self, model: nn.Module, behavior: Behavior) -> Tensor | None:
-        """Return what the same search finds when every prompt has another one's answer."""
-        scores, other = self.circuit.scores, shuffled(behavior, self.seed)
-        if scores is None or other is None or not scores.method.startswith("EAP"):
+    def _shared(self, behavior: Behavior) -> int | None:
+        """Return how many of the prompts the circuit was found on, too; None if that is unknown."""
+        known = self.circuit.found_by.get("prompts")
+        if not known:
             return None
-        found = edge_attribution(
-            model,
-            other,
-            steps=scores.steps,
-            variant="activations" if "activations" in scores.method else "inputs",
-            direction=scores.direction,
-            task=self.task,
-        )
-        if found.reason is not None:
-            return None
-        return found.circuit(n_edges=len(self.circuit)).mask
-
-    def _with_readings(
-        self,
-        card: Scorecard,
-        model: nn.Module,
-        behavior: Behavior,
-        untrained: nn.Module | None,
-        ends: tuple[Tensor, Tensor],
-    ) -> Scorecard:
-        """Return the card with what the untrained model does, and what nodes and edges are."""
-        control = None
-        if untrained is not None:
-            with on_bench(untrained, behavior, ablation=self.ablation, task=self.task) as bench:
-                self.circuit.require_graph(bench.graph)
-                mask = self.circuit.mask
-                made, nothing = bench.metric(torch.stack([mask, torch.zeros_like(mask)]))
-                control = self._estimate(made, made, nothing, over=ends[0] - ends[1])
-        return dataclasses.replace(
-            card,
-            untrained=control,
-            roles=self._roles(model, behavior),
-            links=self._links(model, behavior),
-        )
-
-    def _roles(self, model: nn.Module, behavior: Behavior) -> dict[str, str]:
-        """Return what each head of the circuit is, where the model reads token ids."""
-        heads = [n for n in map(_node, self.circuit.nodes) if isinstance(n, Head)]
-        if not heads or main_input(behavior.clean).is_floating_point():
-            return {}
-        try:
-            roles = head_roles(model, task=self.task)
-        except LightningMIError as error:
-            # Head scores ask more of a model than circuits do, for example room for repetitions.
-            return {str(h): f"unknown: {error}" for h in heads}
-        return {str(h): ", ".join(roles.of(h)) or "no known role" for h in heads}
-
-    def _links(self, model: nn.Module, behavior: Behavior) -> dict[str, str]:
-        """Return composition and overlap of each edge between two heads."""
-        pairs = []
-        for edge in self.circuit.edges:
-            writer, reader = _node(edge.writer), _node(edge.reader)
-            if isinstance(writer, Head) and isinstance(reader, Reader):
-                pairs.append((edge, writer, reader))
-        if not pairs:
-            return {}
-        anatomy = Anatomy.of(model, behavior.clean, task=self.task)
-        found = {}
-        for kind in {reader.role.upper() for _, _, reader in pairs}:
-            strength = composition(anatomy, kind)
-            overlap = subspace_overlap(anatomy, kind)
-            for edge, w, reader in pairs:
-                if reader.role.upper() == kind:
-                    at = (w.layer, w.head, reader.node.layer, _query_head(anatomy, reader))
-                    found[str(edge)] = (
-                        f"{kind}-composition {float(strength[at]):+.3f} above chance, "
-                        f"overlap {float(overlap[at]):+.3f}"
-                    )
-        return found
-
-
-@dataclass(frozen=True)
-class _Shares:
-    """Metrics of sets of edges, as shares of the whole effect."""
-
-    bench: Bench
-    whole: float
-
-    def of(self, masks: list[Tensor]) -> list[float]:
-        if not masks:
-            return []
-        made: list[float] = (self.bench.metric(torch.stack(masks)).mean(1) / self.whole).tolist()
-        return made
-
-    def incomplete(self, mask: Tensor, full: Tensor, subsets: list[list[int]]) -> list[float]:
-        """Return |F(C∖K) − F(M∖K)| for each subset K of nodes."""
-        inside = self.of([_without(mask, k) for k in subsets])
-        outside = self.of([_without(full, k) for k in subsets])
-        return [abs(a - b) for a, b in zip(inside, outside, strict=True)]
-
-
-def _without(mask: Tensor, nodes: list[int]) -> Tensor:
-    """Return edges without those that leave some nodes: then nobody reads what they write."""
-    left = mask.clone()
-    left[nodes] = False
-    return left
-
-
-def _classes(graph: Graph, nodes: list[int]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = defaultdict(list)
-    for node in nodes:
-        kind = kind_of(graph.writers[node])
-        found[f"{kind}s of layer {graph.writer_layers[node]}"].append(node)
-    return dict(found)
-
-
-def _node(name: str) -> object:
-    try:
-        return parse(name)
-    except LightningMIError:  # A position embedding, or a module that has no name of its own.
-        return name
-
-
-def _query_head(anatomy: Anatomy, reader: Reader) -> int:
-    """Return a query head that a stored head of keys or values serves."""
-    layer, head = reader.node.layer, reader.node.head
-    if reader.role == "q":
-        return head
-    return head * (anatomy.n_heads[layer] // anatomy.n_kv_heads[layer])
+        return sum(mark in set(known) for mark in prompt_marks(behavior))
 
 
 def description_length(edges: int, of: int) -> float:

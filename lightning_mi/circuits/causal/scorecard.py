@@ -3,168 +3,139 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
+from torch import Tensor
 
-from ...record import Panel, scalar
+from ...record import Panel
+from .completeness import Marginal
+from .controls import Controls
 from .curves import Curve
+from .estimates import Estimate
+from .readable import Link
+
+if TYPE_CHECKING:
+    from .circuit import Circuit
 
 __all__ = ["Estimate", "Scorecard"]
 
-NEEDED = 0.01
-"""Share of the whole effect below which a part is not missed."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with an interval over prompts.
-
-    Args:
-        value: The number.
-        low: Lower end of the 95 % interval (percentile bootstrap over prompts).
-        high: Its upper end.
-    """
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-    def __str__(self) -> str:
-        """Return for example ``0.92 [0.88, 0.97]``."""
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+FAITHFUL = (0.8, 1.2)
+"""A circuit below does too little of what the model does; one above, more than the model."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scorecard:
     """How good a circuit is. All shares are of m(M) − m(∅), the model's against full ablation.
 
+    The demands (after Wang et al. 2022 and Mueller et al. 2025): *sufficient and necessary* are
+    ``faithfulness``, ``distance``, ``rest``, ``completeness``, ``marginals`` and ``curve``;
+    *lawful* is every circuit, as edges that are not are refused when it is made; *readable* are
+    ``roles``, ``links`` and ``sentences``; *simple* are ``edges``, ``nodes`` and ``bits``. What it
+    must beat are the ``controls``.
+
     Args:
-        faithfulness: (m(C) − m(∅)) / (m(M) − m(∅)); never clipped.
+        faithfulness: (m(C) − m(∅)) / (m(M) − m(∅)); never clipped, may be below 0 or above 1.
         rest: The same when the circuit is removed: 0 if nothing of the behaviour is left.
+        distance: Mean |m(M) − m(C)| over prompts, in the metric's unit.
         completeness: By subset K of the circuit's nodes |F(C∖K) − F(M∖K)|, as a share: 0 is best.
-            Subsets are random, by class (layer and type) and greedy.
-        marginals: By node what is lost without it: alone, and at most together with another node
-            already removed, both as shares.
+            Subsets are random, by class (layer and type, role) and greedy.
+        marginals: By node what is lost without it, alone and beside another one.
         curve: Faithfulness over sizes, where the scores that ranked the edges are at hand.
+        circuit: What was judged.
         edges: Number of edges.
-        nodes: Number of nodes.
+        nodes: Number of nodes, the logits among them.
         bits: Description length: bits that name this set of edges among all,
             log₂(N + 1) + log₂ C(N, n).
         all_edges: N, which is also the bits of an arbitrary set.
-        roles: By node what it is, where head scores say so.
+        all_nodes: Number of nodes of the full graph.
+        roles: By head what it is, where head scores say so.
         links: By edge its composition and overlap, where both ends are heads.
-        random: Faithfulness of random connected circuits of the same size and types.
-        shuffled: Faithfulness of the circuit that the same search finds for shuffled answers.
-        untrained: (m₀(C) − m₀(∅)) / (m(M) − m(∅)) of the untrained model.
-        clean: m(M).
-        ablated: m(∅).
-        convention: Corruption, ablation, ranking, numbers of prompts and draws.
+        sentences: By node one sentence.
+        controls: Random circuits, the same search on shuffled answers, the untrained model.
+        clean: m(M), mean over prompts.
+        ablated: m(∅), mean over prompts.
+        metric: m(C) ``[example]``.
+        convention: Corruption, ablation, ranking, numbers of prompts and draws, how many prompts
+            the circuit was found on, too.
+        notes: What was not measured, and why.
+        drawing: The circuit as SVG.
         reason: Why nothing is defined, or None.
     """
 
     faithfulness: Estimate
     rest: Estimate
-    completeness: Mapping[str, float] = field(default_factory=dict)
-    marginals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    distance: Estimate = field(default_factory=lambda: Estimate(math.nan))
+    completeness: Mapping[str, Estimate] = field(default_factory=dict)
+    marginals: Mapping[str, Marginal] = field(default_factory=dict)
     curve: Curve | None = None
+    circuit: Circuit | None = None
     edges: int = 0
     nodes: int = 0
     bits: float = 0.0
     all_edges: int = 0
-    roles: Mapping[str, str] = field(default_factory=dict)
-    links: Mapping[str, str] = field(default_factory=dict)
-    random: tuple[float, ...] = ()
-    shuffled: Estimate | None = None
-    untrained: Estimate | None = None
+    all_nodes: int = 0
+    roles: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    links: Mapping[str, Link] = field(default_factory=dict)
+    sentences: Mapping[str, str] = field(default_factory=dict)
+    controls: Controls = field(default_factory=Controls)
     clean: float = math.nan
     ablated: float = math.nan
+    metric: Tensor | None = None
     convention: Mapping[str, object] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    drawing: str = ""
     reason: str | None = None
 
     @property
-    def incompleteness(self) -> float:
+    def incompleteness(self) -> Estimate:
         """The largest of ``completeness``."""
-        return max(self.completeness.values(), default=math.nan)
+        return max(self.completeness.values(), key=lambda e: e.value, default=Estimate(math.nan))
 
     @property
     def redundant(self) -> tuple[str, ...]:
         """Nodes that are not missed alone, but are once another one is gone."""
-        return tuple(
-            n for n, (alone, most) in self.marginals.items() if alone < NEEDED and most >= NEEDED
-        )
+        return tuple(n for n, lost in self.marginals.items() if lost.redundant)
 
     @property
     def idle(self) -> tuple[str, ...]:
         """Nodes that are never missed."""
-        return tuple(n for n, (_, most) in self.marginals.items() if most < NEEDED)
+        return tuple(n for n, lost in self.marginals.items() if lost.idle)
 
     @property
-    def beats_random(self) -> bool:
-        """Whether the whole interval lies above every random circuit."""
-        return bool(self.random) and self.faithfulness.low > max(self.random)
+    def faithful(self) -> bool:
+        """Whether faithfulness is between 0.8 and 1.2."""
+        return FAITHFUL[0] <= self.faithfulness.value <= FAITHFUL[1]
+
+    @property
+    def beats_controls(self) -> bool:
+        """Whether it does better than each control that was run, with its whole interval."""
+        return self.controls.beaten
 
     def __str__(self) -> str:
         """Return it in words, a line for each demand."""
-        if self.reason is not None:
-            return f"undefined: {self.reason}"
-        return "\n".join(self._lines())
+        from .wording import lines
 
-    def _lines(self) -> list[str]:
-        f, others = self.faithfulness, sorted(self.random)
-        lines = [
-            f"sufficient: faithfulness {f}",
-            f"necessary: {self.rest} left without it",
-            f"complete: misses at most {self.incompleteness:.2f} of the effect",
-            f"minimal: redundant {', '.join(self.redundant) or 'none'}; "
-            f"idle {', '.join(self.idle) or 'none'}",
-            f"lawful: all {self.edges} edges run forward",
-            f"simple: {self.edges} of {self.all_edges} edges, {self.nodes} nodes, "
-            f"{self.bits:.0f} bits",
-        ]
-        if self.curve is not None:
-            lines.append(f"over sizes: CPR {self.curve.cpr:.3f}, CMD {self.curve.cmd:.3f}")
-        if others:
-            lines.append(f"random connected circuits: {others[0]:.2f} to {others[-1]:.2f}")
-        if self.shuffled is not None:
-            lines.append(f"found for shuffled answers: {self.shuffled}")
-        if self.untrained is not None:
-            lines.append(f"in the untrained model: {self.untrained}")
-        lines += [f"{node}: {role}" for node, role in self.roles.items()]
-        return lines + [f"{edge}: {link}" for edge, link in self.links.items()]
+        return "\n".join(lines(self))
+
+    def html(self) -> str:
+        """Return it as a page's part: the drawing, a table of the demands, a sentence a node.
+
+        Returns:
+            HTML without scripts; names are escaped.
+        """
+        from .wording import html
+
+        return html(self)
 
     def reading(self) -> dict[str, Panel]:
         """Return all numbers as panels.
 
         Returns:
-            Scalars, ``random`` over (edge set) and the curve.
+            Scalars with intervals in their convention; ``nodes`` over (writer), ``circuit`` over
+            (edge).
         """
-        about = {**self.convention, "null": 0.0}
-        if self.reason is not None:
-            about["reason"] = self.reason
-        numbers = {
-            "faithfulness": self.faithfulness,
-            "rest": self.rest,
-            "shuffled": self.shuffled,
-            "untrained": self.untrained,
-        }
-        made = {
-            name: scalar(e.value, "share", **{**about, "low": e.low, "high": e.high})
-            for name, e in numbers.items()
-            if e is not None
-        }
-        made["incompleteness"] = scalar(self.incompleteness, "share", **about)
-        made["edges"] = scalar(float(self.edges), "edges", **about, of=self.all_edges)
-        made["bits"] = scalar(self.bits, "bits", **about, of=self.all_edges)
-        if self.random:
-            made["random"] = scalar(max(self.random), "share", **about, all=list(self.random))
-        if self.curve is not None:
-            made["cpr"] = scalar(self.curve.cpr, "1", **{**about, "perfect": 0.999})
-            made["cmd"] = scalar(self.curve.cmd, "1", **{**about, "perfect": 0.0})
-        if self.marginals:
-            rows = torch.tensor([list(pair) for pair in self.marginals.values()])
-            made["marginals"] = Panel(
-                rows[:, 0], ("writer",), {"writer": list(self.marginals)}, "share", about
-            )
-        return made
+        from .card_panels import panels
+
+        return panels(self)

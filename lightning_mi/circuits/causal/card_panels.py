@@ -1,0 +1,125 @@
+"""A scorecard as panels: what a schedule, a sweep and the report keep of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...record import Panel, scalar
+from .estimates import Estimate
+from .wording import rows
+
+if TYPE_CHECKING:
+    from .scorecard import Scorecard
+
+__all__ = ["panels"]
+
+
+def panels(card: Scorecard) -> dict[str, Panel]:
+    """Return a scorecard as panels.
+
+    Args:
+        card: The scorecard.
+
+    Returns:
+        Short names to panels. Five scalars are shown by loggers; the others are only recorded.
+    """
+    about = {**card.convention, "null": 0.0}
+    if card.reason is not None:
+        about["reason"] = card.reason
+    controls = card.controls
+    made = {
+        "faithfulness": _number(card.faithfulness, about, "faithfulness", best=1.0),
+        "rest": _number(card.rest, about, "rest", best=0.0),
+        "incompleteness": _number(card.incompleteness, about, "incompleteness", best=0.0),
+        "distance": _number(card.distance, about, unit="metric", best=0.0),
+        "edges": _count(card.edges, card.all_edges, "edges", about, "edges"),
+        "nodes": _count(card.nodes, card.all_nodes, "nodes", about),
+        "bits": _count(card.bits, card.all_edges, "bits", about),
+    }
+    others = {
+        "shuffled": controls.shuffled,
+        "untrained": controls.untrained,
+        "beyond_random": controls.beyond_random,
+        "beyond_best_random": controls.beyond_best,
+        "beyond_shuffled": controls.beyond_shuffled,
+        "beyond_untrained": controls.beyond_untrained,
+    }
+    shown = {"beyond_random"}
+    for name, e in others.items():
+        if e is not None:
+            made[name] = _number(e, about, name if name in shown else None)
+    if controls.random:
+        every = list(controls.random)
+        made["random"] = scalar(max(every), "share", **about, all=every, display={})
+    return {**made, **_curve(card, about), **_parts(card, about)}
+
+
+def _number(
+    e: Estimate, about: dict[str, Any], shown: str | None = None, unit: str = "share", **more: Any
+) -> Panel:
+    display = {"scalar": shown} if shown else {}
+    return scalar(e.value, unit, **about, low=e.low, high=e.high, display=display, **more)
+
+
+def _count(
+    value: float, of: int, unit: str, about: dict[str, Any], shown: str | None = None
+) -> Panel:
+    display = {"scalar": shown} if shown else {}
+    return scalar(float(value), unit, **about, of=of, display=display)
+
+
+def _curve(card: Scorecard, about: dict[str, Any]) -> dict[str, Panel]:
+    if card.curve is None:
+        return {}
+    curve = card.curve
+    said = {
+        **about,
+        "fractions": list(curve.fractions),
+        "sizes": list(curve.sizes),
+        "signed": list(curve.signed),
+        "absolute": list(curve.absolute),
+        "display": {},
+    }
+    made = {}
+    for name, value, spread, best in (
+        ("cpr", curve.cpr, curve.cpr_interval, 0.999),
+        ("cmd", curve.cmd, curve.cmd_interval, 0.0),
+    ):
+        made[name] = scalar(value, "1", **said, low=spread[0], high=spread[1], best=best)
+    return made
+
+
+def _parts(card: Scorecard, about: dict[str, Any]) -> dict[str, Panel]:
+    """Return the parts: what is lost without each node, and the edges."""
+    made = {}
+    quiet = {**about, "display": {}}
+    if card.marginals:
+        lost = list(card.marginals.values())
+        made["marginals"] = Panel(
+            torch.tensor([m.alone.value for m in lost]),
+            ("writer",),
+            {"writer": list(card.marginals)},
+            "share",
+            {
+                **quiet,
+                "what": "lost without a node; beside another one where that is more",
+                "low": [m.alone.low for m in lost],
+                "high": [m.alone.high for m in lost],
+                "most": [m.most.value for m in lost],
+                "beside": [m.beside for m in lost],
+            },
+        )
+    if card.circuit is not None and card.edges:
+        own = card.circuit.panel()
+        links = {name: str(link) for name, link in card.links.items()}
+        said = {
+            "rows": [list(row) for row in rows(card)],
+            "sentences": dict(card.sentences),
+            "roles": {n: list(r) for n, r in card.roles.items()},
+            "links": links,
+        }
+        convention = {**quiet, **own.convention, **said}
+        made["circuit"] = Panel(own.values, own.axes, own.coords, own.unit, convention)
+    return made
