@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..attribution import IntegratedGradients
+from ..attribution.rules import Rule
 from ..target import TargetOption
 from ..task import Task
 from .monitor import MeasurementMonitor
@@ -26,6 +27,11 @@ class IntegratedGradientsMonitor(MeasurementMonitor):
         target: The scalar that is explained; None takes the logit of the true next token or label.
         baseline: Where the path starts: None (zero, or the zero embedding), a number, or a token
             id for token inputs.
+        rule: Quadrature rule; ``"gauss-legendre"`` converges fastest.
+        steps: Nodes on the path; None takes as many as each example needs.
+        keep: Ids of tokens that keep their own embedding, such as special ones.
+        of: Which entry of the batch is explained, where there are several inputs; several move
+            together on one path. None takes the main input.
         tolerance: Relative completeness gap at which an example is done.
         max_steps: Most nodes on the path.
         examples: Examples of the batch that are explained.
@@ -49,6 +55,10 @@ class IntegratedGradientsMonitor(MeasurementMonitor):
         *,
         target: TargetOption = None,
         baseline: float | int | None = None,
+        rule: Rule = "gauss-legendre",
+        steps: int | None = None,
+        keep: list[int] | None = None,
+        of: str | int | list[str | int] | None = None,
         tolerance: float = 0.01,
         max_steps: int = 12,
         examples: int | None = 2,
@@ -69,6 +79,10 @@ class IntegratedGradientsMonitor(MeasurementMonitor):
         measurement = IntegratedGradients(
             target=target,
             baseline=baseline,
+            rule=rule,
+            steps=steps,
+            keep=keep,
+            of=of,
             tolerance=tolerance,
             max_steps=max_steps,
             examples=examples,

@@ -18,6 +18,7 @@ from ..attribution import (
     GradCam,
     Idgi,
     InputXGradient,
+    IntegratedGradients,
     LayerGradCam,
     LayerIntegratedGradients,
     Occlusion,
@@ -43,6 +44,7 @@ METHODS: Mapping[str, type[Attributed]] = {
     "grad_cam": GradCam,
     "layer_grad_cam": LayerGradCam,
     "occlusion": Occlusion,
+    "integrated_gradients": IntegratedGradients,
     "layer_integrated_gradients": LayerIntegratedGradients,
     "expected_gradients": ExpectedGradients,
     "idgi": Idgi,
@@ -67,10 +69,11 @@ class SaliencyMonitor(MeasurementMonitor):
     Args:
         method: ``"saliency"``, ``"input_x_gradient"``, ``"smooth_grad"``,
             ``"smooth_grad_squared"``, ``"var_grad"``, ``"grad_cam"``, ``"layer_grad_cam"``,
-            ``"occlusion"``, ``"layer_integrated_gradients"``, ``"expected_gradients"``,
-            ``"idgi"``, ``"discretized_integrated_gradients"``, ``"attention_rollout"``,
-            ``"attention_gradient"``, ``"attn_lrp"``, or the name of a class in ``captum.attr``.
-            `IntegratedGradientsMonitor` has the options of integrated gradients.
+            ``"occlusion"``, ``"integrated_gradients"``, ``"layer_integrated_gradients"``,
+            ``"expected_gradients"``, ``"idgi"``, ``"discretized_integrated_gradients"``,
+            ``"attention_rollout"``, ``"attention_gradient"``, ``"attn_lrp"``, or the name of a
+            class in ``captum.attr``. `IntegratedGradientsMonitor` names the options of integrated
+            gradients one by one.
         options: Further arguments of the method's measurement, for example of
             `lightning_mi.attribution.SmoothGrad`; for captum captum's own, by name.
         layer: Name of a layer, for the methods that have one.

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from .batch import LABEL_KEYS, input_key, main_input
 from .errors import ModelError
 
-__all__ = ["networks", "run_model"]
+__all__ = ["networks", "run_model", "takes_all"]
 
 
 def run_model(network: nn.Module, batch: Any) -> Tensor:
     """Call a network as its own ``forward`` wants to be called, and return its output tensor.
 
-    Labels are never passed, caches are switched off, and position ids are built for left-padded
-    batches where the network takes them (their absence shifts every position without an error).
+    Labels are never passed, but an entry that forward cannot do without is none. Caches are
+    switched off, and position ids are built for left-padded batches where the network takes them
+    (their absence shifts every position without an error).
 
     Args:
         network: Any module.
@@ -35,14 +36,45 @@ def run_model(network: nn.Module, batch: Any) -> Tensor:
     if names == {"batch"}:
         return _tensor(network(batch))
     if isinstance(batch, Mapping):
-        taken = {k: v for k, v in batch.items() if k in names and k not in LABEL_KEYS}
+        labels = set(LABEL_KEYS) - _required(network)
+        taken = {k: v for k, v in batch.items() if k in names and k not in labels}
         if taken:
-            return _tensor(network(**_with_positions(network, taken, names), **options))
+            return _tensor(network(**{**_with_positions(network, taken, names), **options}))
         wants_whole = len(names) == 1 and input_key(batch) is None
         return _tensor(network(batch if wants_whole else main_input(batch), **options))
+    if takes_all(network, batch):
+        return _tensor(network(*batch, **options))
     if isinstance(batch, Sequence) and len(batch) > 2:
         return _tensor(network(*batch[:-1], **options))
     return _tensor(network(main_input(batch), **options))
+
+
+def takes_all(network: nn.Module, batch: Any) -> bool:
+    """Say whether a network needs every entry of a batch, so that none of them is a label.
+
+    Args:
+        network: Any module.
+        batch: Any batch.
+
+    Returns:
+        Whether it is a sequence of as many tensors as the network cannot be called without, or a
+        mapping whose label is one of these.
+    """
+    if isinstance(batch, Mapping):
+        return any(key in batch for key in _required(network) & set(LABEL_KEYS))
+    if not isinstance(batch, Sequence) or not all(isinstance(b, Tensor) for b in batch):
+        return False
+    return 1 < len(batch) == len(_required(network))
+
+
+def _required(network: nn.Module) -> set[str]:
+    """Return the arguments of forward that have no default."""
+    try:
+        found = inspect.signature(network.forward).parameters
+    except (TypeError, ValueError):
+        return set()
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return {n for n, p in found.items() if p.kind in plain and p.default is p.empty}
 
 
 def _parameters(network: nn.Module) -> set[str]:

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .batch import LABEL_KEYS, batch_size, labels_of, main_input
-from .calling import networks
+from .calling import networks, takes_all
 from .errors import ArgumentError, ModelError
 from .isolation import untouched, unwrapped
 from .task import Classification, NextToken, Regression, Task
 
-__all__ = ["infer_task"]
+__all__ = ["Unlabelled", "infer_task", "task_or_plain"]
 
 
 def infer_task(model: nn.Module, batch: Any) -> Task:
@@ -37,6 +37,8 @@ def infer_task(model: nn.Module, batch: Any) -> Task:
     """
     module = _callable_module(unwrapped(model))
     inputs, labels = main_input(batch), labels_of(batch)
+    if takes_all(Task(module).network(unwrapped(model)), batch):
+        labels = None
     with untouched(model) as plain, torch.no_grad(), _CheckedLookups():
         outputs, dropped = _first_outputs(plain, batch, module)
     if dropped or _fit_next_token(inputs, outputs):
@@ -53,6 +55,39 @@ def infer_task(model: nn.Module, batch: Any) -> Task:
         do="Pass task=Classification(), NextToken(), Regression() or your own Task. Labels are the "
         f"last of a tuple, or stand under {', '.join(LABEL_KEYS)}.",
     )
+
+
+class Unlabelled(Task):
+    """A task of batches in which nothing is a label: the question is about the model's answer."""
+
+    def labels(self, batch: Any) -> Tensor | None:
+        """Return None.
+
+        Args:
+            batch: The user's batch.
+
+        Returns:
+            None.
+        """
+        return None
+
+
+def task_or_plain(model: nn.Module, batch: Any) -> Task:
+    """Find the task, or take a plain one where there are inputs without labels.
+
+    Args:
+        model: The user's model.
+        batch: A batch, on the model's device.
+
+    Returns:
+        The task; a plain one asks about the model's own answer.
+    """
+    try:
+        return infer_task(model, batch)
+    except ArgumentError:
+        module = _callable_module(unwrapped(model))
+        everything = takes_all(Task(module).network(unwrapped(model)), batch)
+        return Unlabelled(module) if everything else Task(module)
 
 
 def _fit_next_token(inputs: Tensor, outputs: Tensor) -> bool:

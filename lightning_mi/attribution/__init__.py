@@ -21,7 +21,7 @@ from .layer_paths import LayerIntegratedGradients, layer_integrated_gradients
 from .occlusion import Occlusion, occlusion
 from .paths import IntegratedGradients, integrated_gradients
 from .result import Attribution
-from .several import InputOf, each_input
+from .several import InputOf, InputsOf, each_input, together
 from .smoothing import (
     SmoothGrad,
     SmoothGradSquared,
@@ -60,7 +60,9 @@ __all__ = [
     "CaptumAttribution",
     # models with several inputs
     "each_input",
+    "together",
     "InputOf",
+    "InputsOf",
     # gradients along a path
     "integrated_gradients",
     "IntegratedGradients",

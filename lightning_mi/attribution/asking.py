@@ -11,20 +11,28 @@ from torch import Tensor, nn
 
 from ..batch import cloned
 from ..errors import ArgumentError, ModelError
-from ..inferring import infer_task
+from ..inferring import task_or_plain
 from ..isolation import frozen, untouched
 from ..measurement import describe
 from ..target import TargetLike, as_target
 from ..task import Task
 from .entry import Entry, enter
+from .joint import enter_joint
 from .question import Question, ask
+from .several import InputsOf, Wrapped
 
 __all__ = ["asking", "slope"]
 
 
 @contextmanager
 def asking(
-    model: nn.Module, inputs: Any, target: TargetLike, task: Task | None, *, graph: bool
+    model: nn.Module,
+    inputs: Any,
+    target: TargetLike,
+    task: Task | None,
+    *,
+    graph: bool,
+    joint: bool = False,
 ) -> Iterator[tuple[Entry, Question]]:
     """Run the model once at the inputs, in a state in which gradients can be taken.
 
@@ -35,15 +43,24 @@ def asking(
         task: Runs the model. None: inferred where the target asks for the label or the loss, else
             a plain `Task`.
         graph: Whether the outputs of this first run can be differentiated.
+        joint: Whether the method takes several inputs at once.
 
     Yields:
         Where gradients are taken, and what is asked.
+
+    Raises:
+        ArgumentError: If several inputs are to be explained at once and the method takes one.
     """
     with untouched(model) as plain, frozen(plain):
         batch = cloned(inputs)
         chosen = task if task is not None else _task(plain, batch, target)
-        entry = enter(plain, batch, chosen, graph=graph)
-        yield entry, ask(as_target(target, chosen), entry.outputs, batch)
+        if isinstance(chosen, InputsOf):
+            _check_joint(joint)
+            entry: Entry = enter_joint(plain, batch, chosen, graph=graph)
+        else:
+            entry = enter(plain, batch, chosen, graph=graph)
+        knows = chosen.inside if isinstance(chosen, Wrapped) else chosen
+        yield entry, ask(as_target(target, knows), entry.outputs, batch)
 
 
 def slope(
@@ -95,6 +112,16 @@ def recipe(target: TargetLike, question: Question) -> dict[str, Any]:
     return {"target": said, "target_unit": question.unit}
 
 
+def _check_joint(joint: bool) -> None:
+    if not joint:
+        raise ArgumentError.of(
+            "task",
+            expected="one input, as this method explains one at a time",
+            got="InputsOf several",
+            do="Use each_input, or a method that together names: integrated_gradients.",
+        )
+
+
 def _refuse_cut(entry: Entry, question: Question) -> None:
     rows = everything(entry)
     with torch.no_grad():
@@ -112,7 +139,4 @@ def _task(model: nn.Module, batch: Any, target: TargetLike) -> Task:
     simple = isinstance(target, int | Tensor) and type(model).forward is not nn.Module.forward
     if simple:
         return Task()
-    try:
-        return infer_task(model, batch)
-    except ArgumentError:  # Inputs without labels: the question is about the model's own answer.
-        return Task()
+    return task_or_plain(model, batch)

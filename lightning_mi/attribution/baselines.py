@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,15 +11,19 @@ from torch import Tensor
 from ..batch import attention_mask_of
 from ..errors import ArgumentError
 from .entry import Entry
+from .joint import Joint
 from .question import widened
 
 __all__ = ["Baseline", "Keep", "baseline_point"]
 
-Baseline: TypeAlias = Tensor | int | float | None
+Start: TypeAlias = Tensor | int | float | None
 """A number, a tensor, or None for zero."""
 
-Keep: TypeAlias = Tensor | Sequence[int] | None
-"""A boolean mask, or token ids."""
+Baseline: TypeAlias = Start | Mapping[str | int, Start]
+"""A number, a tensor, or None for zero; of several inputs one for each key."""
+
+Keep: TypeAlias = Tensor | Sequence[int] | Mapping[str | int, Tensor | Sequence[int] | None] | None
+"""A boolean mask, or token ids; of several inputs one for each key."""
 
 
 def baseline_point(entry: Entry, baseline: Baseline, keep: Keep = None) -> Tensor:
@@ -36,13 +40,64 @@ def baseline_point(entry: Entry, baseline: Baseline, keep: Keep = None) -> Tenso
     Raises:
         ArgumentError: If baseline or mask do not fit the inputs.
     """
+    if isinstance(entry, Joint):
+        return _side_by_side(entry, baseline, keep)
+    if isinstance(baseline, Mapping) or isinstance(keep, Mapping):
+        raise ArgumentError.of(
+            "baseline or keep",
+            expected="what one input takes",
+            got="a mapping",
+            do="Mappings are for several inputs at once: see together.",
+        )
     point = widened(entry.point)
     start = _vectors(entry, baseline, point) if entry.is_tokens else _floats(baseline, point)
     kept = _kept(entry, keep, point)
     return start if kept is None else torch.where(kept, point, start)
 
 
-def _floats(baseline: Baseline, point: Tensor) -> Tensor:
+def _side_by_side(entry: Joint, baseline: Baseline, keep: Keep) -> Tensor:
+    """Return the baselines of several inputs; a tensor is a point of all of them."""
+    starts, kept = for_each(entry, "baseline", baseline), for_each(entry, "keep", keep)
+    if isinstance(baseline, Tensor):
+        whole = baseline.expand(entry.inputs.shape)
+        starts = dict(entry.split(whole))
+    return entry.side_by_side(lambda key, part: baseline_point(part, starts[key], kept[key]))
+
+
+def for_each(entry: Joint, argument: str, given: Any) -> dict[str | int, Any]:
+    """Return what an argument says about each of several inputs.
+
+    Args:
+        entry: The inputs.
+        argument: Name of the argument.
+        given: A mapping from keys; None for all, or where a key is missing; a tensor stands for
+            all inputs side by side and is left to the caller.
+
+    Returns:
+        One entry for each key.
+
+    Raises:
+        ArgumentError: If it is anything else, or a key is unknown.
+    """
+    known = list(entry.parts)
+    if given is not None and not isinstance(given, Tensor | Mapping):
+        raise _no_mapping(argument, known, repr(given)[:60])
+    named = given if isinstance(given, Mapping) else {}
+    if any(key not in known for key in named):
+        raise _no_mapping(argument, known, f"the keys {list(named)}")
+    return {key: named.get(key) for key in known}
+
+
+def _no_mapping(argument: str, known: list[str | int], got: str) -> ArgumentError:
+    return ArgumentError.of(
+        argument,
+        expected=f"a mapping from the inputs {known}",
+        got=got,
+        do="Several inputs are explained at once: say for which of them this is meant.",
+    )
+
+
+def _floats(baseline: Start, point: Tensor) -> Tensor:
     if baseline is None or isinstance(baseline, int | float):
         return torch.full_like(point, float(baseline or 0))
     same = baseline.ndim == point.ndim and all(
@@ -59,7 +114,7 @@ def _floats(baseline: Baseline, point: Tensor) -> Tensor:
     return baseline.to(point).expand(point.shape).clone()
 
 
-def _vectors(entry: Entry, baseline: Baseline, point: Tensor) -> Tensor:
+def _vectors(entry: Entry, baseline: Start, point: Tensor) -> Tensor:
     if baseline is None:
         return torch.zeros_like(point)
     given = torch.as_tensor(baseline, device=point.device)

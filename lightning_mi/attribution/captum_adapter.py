@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from .captum_methods import COMPLETE, Chosen, choose
 from .captum_run import run
 from .entry import Entry
 from .gradients import attributed
+from .joint import Joint
 from .layers import Layer, find_layer
 from .measured import Attributed
 from .paths import relative_gap
@@ -79,12 +80,14 @@ def captum_attribution(
         True
     """
     chosen = choose(method, options or {}, noise)
-    with asking(model, inputs, target, task, graph=False) as (entry, question):
+    with asking(model, inputs, target, task, graph=False, joint=True) as (entry, question):
+        _check_several(chosen, entry)
         module = _layer(chosen, entry, layer)
         start = baseline_point(entry, baseline) if chosen.wants_baseline else None
         raw, delta = run(chosen, entry, question, module, start, seed)
         scores = raw if module and not chosen.on_inputs else _of_inputs(chosen, entry, raw)
-        own = scores.shape == entry.inputs.shape
+        several = isinstance(entry, Joint)
+        own = several or scores.shape == entry.inputs.shape
         shown = {} if start is None else {"baseline": "zero" if baseline is None else baseline}
         found = attributed(
             entry,
@@ -104,7 +107,7 @@ def captum_attribution(
                 **recipe(target, question),
             },
         )
-        return _added_up(chosen, entry, question, replace(found, delta=delta), raw, start)
+        return _added_up(chosen, entry, question, found.stating(delta=delta), raw, start)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +146,7 @@ class CaptumAttribution(Attributed):
     seed: int = 0
     name: str = field(default="", kw_only=True)
     examples: int | None = field(default=4, kw_only=True)
+    joint: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check what can be checked before there is a model."""
@@ -183,7 +187,7 @@ def _layer(chosen: Chosen, entry: Entry, layer: Layer | None) -> tuple[str, nn.M
     if layer is None:
         return None
     name, module = find_layer(entry.model, layer)
-    if any(lookup.table is module for lookup in entry.lookups):
+    if any(table is module for table in entry.tables):
         raise ArgumentError.of(
             "layer",
             expected="a layer behind the word embedding, whose vectors are the inputs here",
@@ -203,8 +207,21 @@ def _check_layer(chosen: Chosen, layer: Layer | None) -> None:
         )
 
 
+def _check_several(chosen: Chosen, entry: Entry) -> None:
+    """Refuse what is not defined for several inputs side by side."""
+    if isinstance(entry, Joint) and (not chosen.on_inputs or chosen.name == "Occlusion"):
+        raise ArgumentError.of(
+            "method",
+            expected="a method whose scores are of the inputs, without windows",
+            got=chosen.name,
+            do="Use each_input; for windows over several inputs FeatureAblation with feature_mask.",
+        )
+
+
 def _of_inputs(chosen: Chosen, entry: Entry, scores: Tensor) -> Tensor:
     """Return one score for each token where the inputs are ids."""
+    if isinstance(entry, Joint):
+        return entry.units(scores, whole=chosen.perturbs)
     if not entry.is_tokens or scores.shape != entry.point.shape:
         return scores
     # A perturbed token has the score of the whole token in each of its components.
@@ -228,8 +245,7 @@ def _added_up(
         begin = question(entry.run(start, rows), rows)
     change, total = found.target - begin, widened(scores)
     size = torch.maximum(found.target.abs(), begin.abs())
-    return replace(
-        found,
+    return found.stating(
         gap=relative_gap(total, change, size),
         delta=total.flatten(1).sum(1) - change,
         output_change=change,

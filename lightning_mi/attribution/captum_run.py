@@ -15,6 +15,7 @@ from .asking import everything
 from .captum_methods import ONE_BY_ONE, Chosen, check_relu, feature_mask, ready, tunnel
 from .captum_model import Asked, borrowed_weights, same_hooks
 from .entry import Entry
+from .joint import Joint
 from .question import Question, widened
 
 __all__ = ["run"]
@@ -122,6 +123,8 @@ def _options(chosen: Chosen, entry: Entry, point: Tensor) -> dict[str, Any]:
     tokens = entry.is_tokens
     if "feature_mask" in chosen.takes and not chosen.name.startswith(("Layer", "Neuron")):
         given = chosen.called_with.get("feature_mask")
+        if isinstance(entry, Joint) and given is None:
+            given = entry.features()
         mask = feature_mask(given, point, tokens=tokens)
         if mask is not None:
             options["feature_mask"] = mask

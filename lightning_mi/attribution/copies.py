@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from .asking import everything, slope
-from .baselines import Keep, baseline_point
+from .baselines import Keep, baseline_point, for_each
 from .entry import Entry
+from .joint import Joint
 from .line import PORTION
 from .question import Question, widened
 
@@ -87,14 +88,21 @@ def moving(entry: Entry, keep: Keep = None) -> Tensor:
         keep: Tokens that keep their own embedding, as for a baseline.
 
     Returns:
-        Boolean, shaped like the inputs.
+        Boolean, shaped like the inputs; of several inputs at once ``[example, component]``.
     """
+    if isinstance(entry, Joint):
+        kept = for_each(entry, "keep", keep)
+        return entry.side_by_side(lambda key, part: _spread(part, moving(part, kept[key])))
     point = widened(entry.point)
     elsewhere = point.detach().max() + 1
     if entry.is_tokens:
         start = baseline_point(entry, elsewhere.expand(point.shape[-1]), keep)
         return (start != point).any(-1)
     return baseline_point(entry, elsewhere, keep) != point
+
+
+def _spread(part: Entry, moves: Tensor) -> Tensor:
+    return moves[..., None].expand_as(part.point) if part.is_tokens else moves
 
 
 def check_count(argument: str, count: int, least: int = 1) -> None:

@@ -121,6 +121,7 @@ class DiscretizedIntegratedGradients(Attributed):
         strategy: How the next word of a path is chosen.
         neighbours: Number of nearest words to choose from.
         rule: Which gradient stands for a piece.
+        keep: Ids of tokens that keep their own embedding, such as special ones.
         examples: Number of examples, from the first; None takes the whole batch.
         of: Which entry of the batch is explained, where there are several inputs; None: the main.
 
@@ -134,6 +135,7 @@ class DiscretizedIntegratedGradients(Attributed):
     strategy: Strategy = "greedy"
     neighbours: int = 100
     rule: Sums = "left"
+    keep: Keep = None
     examples: int | None = 2
 
     def __post_init__(self) -> None:
@@ -161,6 +163,7 @@ class DiscretizedIntegratedGradients(Attributed):
             strategy=self.strategy,
             neighbours=self.neighbours,
             rule=self.rule,
+            keep=self.keep,
             task=task,
         )
 

@@ -71,6 +71,11 @@ class Entry:
         return bool(self.lookups)
 
     @property
+    def tables(self) -> tuple[nn.Embedding, ...]:
+        """The tables whose vectors are the point."""
+        return tuple(lookup.table for lookup in self.lookups)
+
+    @property
     def point(self) -> Tensor:
         """Where the model was run first: ``[example, …]``, for ids ``[example, …, channel]``."""
         return self.joined(self.leaves).detach()
@@ -114,7 +119,7 @@ class Entry:
             if not self.is_tokens:
                 points = points.to(self.inputs.dtype)
                 return self.task.outputs(self.model, self.task.with_inputs(batch, points))
-            with self._exchanged(self.task.inputs(batch), points):
+            with self.exchanged(self.task.inputs(batch), points):
                 return self.task.outputs(self.model, batch)
 
     @contextmanager
@@ -158,7 +163,19 @@ class Entry:
         return tree_map(pick, self.batch)
 
     @contextmanager
-    def _exchanged(self, ids: Tensor, points: Tensor) -> Iterator[None]:
+    def exchanged(self, ids: Tensor, points: Tensor) -> Iterator[None]:
+        """Hand out other vectors where the ids are looked up.
+
+        Args:
+            ids: The ids that the model will look up.
+            points: Their vectors, ``[point, …, channel]``.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            TapError: If the model looks up other ids than in its first run.
+        """
         parts = torch.split(points, [lookup.width for lookup in self.lookups], -1)
         by_table = {id(k.table): (k, part) for k, part in zip(self.lookups, parts, strict=True)}
         seen: Counter[int] = Counter()

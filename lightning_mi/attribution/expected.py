@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +15,21 @@ from ..measurement import Context
 from ..target import TargetLike
 from ..task import Task
 from .asking import asking, recipe
-from .baselines import Keep, baseline_point
+from .baselines import Keep, baseline_point, for_each
 from .copies import Copies, check_count
 from .entry import Entry
 from .gradients import attributed
-from .measured import Attributed
+from .joint import Joint, units
+from .measured import Attributed, explaining, task_in
 from .paths import with_gap
 from .question import widened
 from .result import Attribution
-from .several import InputOf
+from .several import InputsOf
 
-__all__ = ["ExpectedGradients", "expected_gradients"]
+__all__ = ["ExpectedGradients", "References", "expected_gradients"]
+
+References: TypeAlias = Tensor | Mapping[str | int, Tensor] | None
+"""Baselines, examples first; of several inputs for each key. None: the batch itself."""
 
 
 def expected_gradients(
@@ -33,7 +37,7 @@ def expected_gradients(
     inputs: Any,
     target: TargetLike = None,
     *,
-    references: Tensor | None = None,
+    references: References = None,
     samples: int = 100,
     seed: int = 0,
     tolerance: float = 0.05,
@@ -52,7 +56,8 @@ def expected_gradients(
         inputs: Floats, ids, or a whole batch, as in `integrated_gradients`.
         target: As in `integrated_gradients`.
         references: The baselines, ``[reference, …]``: shaped like the inputs, ids where the inputs
-            are ids. None takes the inputs of the batch itself, so that scores depend on it.
+            are ids; of several inputs a mapping from their keys. None takes the inputs of the batch
+            itself, so that scores depend on it.
         samples: Number of gradients for each example; the error falls with its root.
         seed: Of the draws; the global generators are not used.
         tolerance: Largest |gap| that counts as converged.
@@ -73,7 +78,7 @@ def expected_gradients(
         True
     """
     check_count("samples", samples)
-    with asking(model, inputs, target, task, graph=False) as (entry, question):
+    with asking(model, inputs, target, task, graph=False, joint=True) as (entry, question):
         baselines = _references(entry, references)
         copies = Copies(entry, question, samples)
         point = widened(entry.point)
@@ -95,7 +100,7 @@ def expected_gradients(
         found = attributed(
             entry,
             question,
-            (scores.sum(-1) if tokens else scores).to(entry.point.dtype),
+            units(entry, scores).to(entry.point.dtype),
             "expected_gradients",
             unit=question.unit,
             convention={
@@ -121,23 +126,28 @@ class ExpectedGradients(Attributed):
     Args:
         name: First part of the records' names.
         target: As in `expected_gradients`, as are all below but the last two.
-        references: The baselines; None takes the inputs of the whole measured batch.
+        references: The baselines; None takes the inputs of the whole measured batch. Of several
+            inputs one for each key.
         samples: Number of gradients for each example.
         seed: Of the draws.
         tolerance: Largest |gap| that counts as converged.
+        keep: Ids of tokens that keep their own embedding, such as special ones.
         examples: Number of examples, from the first; None takes the whole batch.
         of: Which entry of the batch is explained, where there are several inputs; None: the main.
+            Several move together on one path.
 
     Raises:
         ArgumentError: If an argument cannot be used.
     """
 
     name: str = "expected_gradients"
-    references: Tensor | None = None
+    references: References = None
     samples: int = 24
     seed: int = 0
     tolerance: float = 0.05
+    keep: Keep = None
     examples: int | None = 2
+    joint: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check what can be checked before there is a model."""
@@ -156,8 +166,10 @@ class ExpectedGradients(Attributed):
         """
         if self.references is not None:
             return super().attribution(model, context)
-        task = context.task if self.of is None else InputOf(self.of, context.task)
-        whole = dataclasses.replace(self, references=task.inputs(context.batch))
+        task = explaining(self.of, task_in(context, model, self.target))
+        batch = context.batch
+        inputs = task.each(batch) if isinstance(task, InputsOf) else task.inputs(batch)
+        whole = dataclasses.replace(self, references=inputs)
         return whole.attribution(model, context)
 
     def compute(self, model: nn.Module, batch: Any, task: Task) -> Attribution:
@@ -179,11 +191,21 @@ class ExpectedGradients(Attributed):
             samples=self.samples,
             seed=self.seed,
             tolerance=self.tolerance,
+            keep=self.keep,
             task=task,
         )
 
 
-def _references(entry: Entry, references: Tensor | None) -> Tensor:
+def _references(entry: Entry, references: References) -> Tensor:
+    if isinstance(entry, Joint):
+        return _references_of_each(entry, references)
+    if isinstance(references, Mapping):
+        raise ArgumentError.of(
+            "references",
+            expected="a tensor",
+            got="a mapping",
+            do="Mappings are for several inputs at once: see together.",
+        )
     given = entry.inputs if references is None else references.detach().to(entry.inputs.device)
     fits = given.ndim and len(given) and given.shape[1:] == entry.inputs.shape[1:]
     if not fits or given.is_floating_point() != entry.inputs.is_floating_point():
@@ -195,6 +217,33 @@ def _references(entry: Entry, references: Tensor | None) -> Tensor:
             do="Pass inputs of other examples, prepared in the same way.",
         )
     return given
+
+
+def _references_of_each(entry: Joint, references: References) -> Tensor:
+    """Return the baselines of several inputs as points; the n-th of all of them belong together."""
+    if references is None:
+        return entry.inputs
+    known = for_each(entry, "references", None if isinstance(references, Tensor) else references)
+    if any(given is None for given in known.values()):
+        raise ArgumentError.of(
+            "references",
+            expected=f"baselines of each input {list(known)}",
+            got=f"{list(references) if isinstance(references, Mapping) else 'a tensor'}",
+            do="Pass a mapping from each key to as many baselines.",
+        )
+    found = {key: _references(part, known[key]) for key, part in entry.parts.items()}
+    points = [
+        (part.embed(found[key]) if part.is_tokens else found[key]).flatten(1)
+        for key, part in entry.parts.items()
+    ]
+    if len({len(point) for point in points}) > 1:
+        raise ArgumentError.of(
+            "references",
+            expected="as many baselines of each input",
+            got={key: len(given) for key, given in found.items()},
+            do="The first of one belongs to the first of the others.",
+        )
+    return torch.cat([point.to(entry.inputs) for point in points], 1)
 
 
 def _draws(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ..target import TargetLike
 from ..task import Task
 from .asking import asking, everything, recipe, slope
 from .entry import Entry
+from .joint import parted, units
 from .measured import Attributed, check_examples, shareable, shortened
 from .question import Question, widened
 from .result import Attribution, axes_of, channel_axis
@@ -132,11 +133,11 @@ def input_x_gradient(
         True
     """
     check_kind(kind, ("signed", "absolute"))
-    with asking(model, inputs, target, task, graph=True) as (entry, question):
+    with asking(model, inputs, target, task, graph=True, joint=True) as (entry, question):
         value = question(entry.outputs, everything(entry))
         gradient = entry.joined(slope(entry, question, value, entry.leaves))
         scores = widened(gradient) * widened(entry.point)
-        scores = scores.sum(-1) if entry.is_tokens else scores
+        scores = units(entry, scores)
         scores = scores.abs() if kind == "absolute" else scores
         return attributed(
             entry,
@@ -208,6 +209,7 @@ class InputXGradient(Attributed):
 
     name: str = "input_x_gradient"
     kind: Literal["signed", "absolute"] = "signed"
+    joint: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check what can be checked before there is a model."""
@@ -260,7 +262,7 @@ def attributed(
     if value is None:
         value = question(entry.outputs, everything(entry))
     shape = entry.inputs.shape
-    return Attribution(
+    whole = Attribution(
         values=scores.detach(),
         method=method,
         axes=axes or axes_of(shape, tokens=tokens, reduced=reduced and not tokens),
@@ -271,6 +273,7 @@ def attributed(
         token=question.token,
         convention=convention,
     )
+    return parted(whole, entry)
 
 
 def said(entry: Entry, kind: Kind) -> dict[str, Any]:

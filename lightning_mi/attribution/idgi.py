@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from .asking import asking, recipe
 from .baselines import Baseline, Keep, baseline_point
 from .copies import check_count, moving
 from .gradients import attributed
+from .joint import units
 from .line import Line
 from .measured import Attributed
 from .paths import with_gap
@@ -65,7 +66,7 @@ def idgi(
         True
     """
     check_count("steps", steps)
-    with asking(model, inputs, target, task, graph=False) as (entry, question):
+    with asking(model, inputs, target, task, graph=False, joint=True) as (entry, question):
         line = Line(entry, question, baseline_point(entry, baseline, keep))
         moves = moving(entry, keep)
         scores = _scores(line, steps, moves[..., None] if entry.is_tokens else moves)
@@ -73,7 +74,7 @@ def idgi(
         found = attributed(
             entry,
             question,
-            (scores.sum(-1) if tokens else scores).to(line.dtype),
+            units(entry, scores).to(line.dtype),
             "idgi",
             unit=question.unit,
             value=line.end,
@@ -97,11 +98,13 @@ class Idgi(Attributed):
 
     Args:
         name: First part of the records' names.
-        target: As in `idgi`, as are the two below.
+        target: As in `idgi`, as are the three below.
         baseline: x′.
         steps: Number of pieces of the path.
+        keep: Ids of tokens that keep their own embedding, such as special ones.
         examples: Number of examples, from the first; None takes the whole batch.
         of: Which entry of the batch is explained, where there are several inputs; None: the main.
+            Several move together on one path.
 
     Raises:
         ArgumentError: If an argument cannot be used.
@@ -110,7 +113,9 @@ class Idgi(Attributed):
     name: str = "idgi"
     baseline: Baseline = None
     steps: int = 16
+    keep: Keep = None
     examples: int | None = 2
+    joint: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check what can be checked before there is a model."""
@@ -128,7 +133,15 @@ class Idgi(Attributed):
         Returns:
             The scores.
         """
-        return idgi(model, batch, self.target, baseline=self.baseline, steps=self.steps, task=task)
+        return idgi(
+            model,
+            batch,
+            self.target,
+            baseline=self.baseline,
+            steps=self.steps,
+            keep=self.keep,
+            task=task,
+        )
 
 
 def _scores(line: Line, steps: int, moves: Tensor) -> Tensor:

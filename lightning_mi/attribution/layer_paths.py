@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
@@ -13,7 +13,9 @@ from ..target import TargetLike
 from ..task import Task
 from .asking import asking, recipe
 from .baselines import Baseline, Keep, baseline_point
+from .entry import Entry
 from .inner import inside
+from .joint import Joint
 from .layers import Layer, find_layer
 from .line import Line
 from .measured import Attributed
@@ -82,7 +84,8 @@ def layer_integrated_gradients(
     check_path(rule, steps, tolerance, max_steps)
     _check(channels)
     name, module = find_layer(model, layer)
-    with asking(model, inputs, target, task, graph=False) as (entry, question):
+    with asking(model, inputs, target, task, graph=False, joint=True) as (entry, question):
+        _check_table(entry, module, name)
         start = baseline_point(entry, baseline, keep)
         inner, begin = inside(entry, question, module, name, start)
         line = Line(inner, question, begin.float() if begin.element_size() < 4 else begin)
@@ -130,6 +133,7 @@ class LayerIntegratedGradients(Attributed):
         steps: Number of nodes; None adapts it.
         tolerance: Largest |gap| that counts as converged.
         max_steps: Most nodes of the adaptive form; fewer than in the function, as it runs often.
+        keep: Ids of tokens that keep their own embedding in x′, such as special ones.
         examples: Number of examples, from the first; None takes the whole batch.
         of: Which entry of the batch is explained, where there are several inputs; None: the main.
 
@@ -145,7 +149,9 @@ class LayerIntegratedGradients(Attributed):
     steps: int | None = None
     tolerance: float = 0.01
     max_steps: int = 12
+    keep: Keep = None
     examples: int | None = 2
+    joint: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check what can be checked before there is a model."""
@@ -175,6 +181,7 @@ class LayerIntegratedGradients(Attributed):
             steps=self.steps,
             tolerance=self.tolerance,
             max_steps=self.max_steps,
+            keep=self.keep,
             task=task,
         )
 
@@ -191,6 +198,17 @@ def _axes(output: Tensor, module: nn.Module) -> tuple[tuple[str, ...], int | Non
     }
     axes = named.get(output.ndim, ("example", "neuron"))
     return axes, axes.index("channel") if "channel" in axes else None
+
+
+def _check_table(entry: Entry, module: nn.Module, name: str) -> None:
+    """Refuse a table of several inputs: other inputs move too, but not through it."""
+    if isinstance(entry, Joint) and any(table is module for table in entry.tables):
+        raise ArgumentError.of(
+            "layer",
+            expected="a layer behind the word embeddings",
+            got=repr(name),
+            do="Use together(integrated_gradients, …), which gives scores of the tokens.",
+        )
 
 
 def _check(channels: str) -> None:

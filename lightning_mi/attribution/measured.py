@@ -5,20 +5,24 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 from torch import nn
 
 from ..batch import cut
 from ..errors import ArgumentError
+from ..inferring import task_or_plain
 from ..measurement import Context
 from ..record import Reading
-from ..target import TargetLike, TargetOption, as_target
+from ..target import Loss, TargetLike, TargetOption, as_target
 from ..task import Task
 from .result import Attribution
-from .several import InputOf
+from .several import InputOf, InputsOf, Wrapped
 
-__all__ = ["Attributed", "check_examples", "shareable", "shortened"]
+__all__ = ["Attributed", "Of", "check_examples", "explaining", "shareable", "shortened", "task_in"]
+
+Of: TypeAlias = str | int | list[str | int] | None
+"""Which entries of a batch are explained: one, several at once, or the main input."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -30,7 +34,8 @@ class Attributed:
         target: As in the function of the method.
         examples: Number of examples, from the first; None takes the whole batch.
         of: Which entry of the batch is explained, where a model has several inputs: a key, or the
-            index in a tuple. None takes the main input.
+            index in a tuple. None takes the main input; a list takes several at once, for the
+            methods that `together` names.
 
     Raises:
         ArgumentError: If an argument cannot be used.
@@ -39,11 +44,20 @@ class Attributed:
     name: str = "attribution"
     target: TargetOption | TargetLike = None
     examples: int | None = None
-    of: str | int | None = None
+    of: Of = None
+    joint: ClassVar[bool] = False
+    """Whether the method explains several inputs at once."""
 
     def __post_init__(self) -> None:
         """Check what can be checked before there is a model."""
         check_examples(self.examples)
+        if isinstance(self.of, list) and not self.joint:
+            raise ArgumentError.of(
+                "of",
+                expected="one input, as this method explains one at a time",
+                got=repr(self.of),
+                do="Take a measurement for each input, or for example IntegratedGradients.",
+            )
 
     @abstractmethod
     def compute(self, model: nn.Module, batch: Any, task: Task) -> Attribution:
@@ -71,10 +85,11 @@ class Attributed:
 
         def compute() -> Attribution:
             batch = shortened(context.batch, self.examples)
+            task = task_in(context, model, self.target)
             if self.of is None:
-                return self.compute(model, batch, context.task)
-            asked = dataclasses.replace(self, target=as_target(self.target, context.task))
-            return asked.compute(model, batch, InputOf(self.of, context.task))
+                return self.compute(model, batch, task)
+            asked = dataclasses.replace(self, target=as_target(self.target, task))
+            return asked.compute(model, batch, explaining(self.of, task))
 
         asked = (f.name for f in dataclasses.fields(self) if f.name != "name")
         key = tuple((name, shareable(getattr(self, name))) for name in asked)
@@ -91,6 +106,44 @@ class Attributed:
             ``values`` and ``target``, and what else the method says about itself.
         """
         return self.attribution(model, context).reading(context.texts)
+
+
+def task_in(context: Context, model: nn.Module, target: Any) -> Task:
+    """Return the task of a firing; a plain one where a target that is named needs no labels.
+
+    Args:
+        context: Batch and task.
+        model: The user's model.
+        target: What is asked; None means the label.
+
+    Returns:
+        The task.
+
+    Raises:
+        ArgumentError: If there is no target, and the task cannot be inferred.
+    """
+    try:
+        return context.task
+    except ArgumentError:
+        if target is None or isinstance(target, Loss):
+            raise
+        return task_or_plain(model, context.batch)
+
+
+def explaining(of: Of, task: Task) -> Task:
+    """Return the task whose inputs are the ones that a measurement explains.
+
+    Args:
+        of: What the measurement says.
+        task: Of the batch.
+
+    Returns:
+        The task itself where the main input is meant.
+    """
+    if of is None:
+        return task
+    inside = task.inside if isinstance(task, Wrapped) else task
+    return InputsOf(of, inside) if isinstance(of, list) else InputOf(of, inside)
 
 
 def check_examples(examples: int | None) -> None:

@@ -118,6 +118,7 @@ class Occlusion(Attributed):
         window: Sides of the window.
         stride: Steps between windows.
         baseline: What takes the place.
+        keep: Ids of tokens that are never replaced, such as special ones.
 
     Raises:
         ArgumentError: If an argument cannot be used.
@@ -128,6 +129,7 @@ class Occlusion(Attributed):
     window: int | list[int] | None = None
     stride: int | list[int] | None = None
     baseline: Baseline = None
+    keep: Keep = None
 
     def __post_init__(self) -> None:
         """Check what can be checked before there is a model."""
@@ -153,6 +155,7 @@ class Occlusion(Attributed):
             window=self.window,
             stride=self.stride,
             baseline=self.baseline,
+            keep=self.keep,
             task=task,
         )
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..measurement import Context, describe
-from ..record import Reading
-from ..target import TargetLike, TargetOption
+from ..measurement import describe
+from ..target import TargetLike
 from ..task import Task
 from .asking import asking, recipe
 from .baselines import Baseline, Keep, baseline_point
-from .gradients import check_examples, shareable, shortened
+from .joint import parted, units
 from .line import Line
+from .measured import Attributed
 from .refining import HELD, refine
 from .result import Attribution, axes_of
 from .rules import Rule, check_rule, ladder, nodes
@@ -98,14 +97,14 @@ def integrated_gradients(
         [True]
     """
     check_path(rule, steps, tolerance, max_steps)
-    with asking(model, inputs, target, task, graph=False) as (entry, question):
+    with asking(model, inputs, target, task, graph=False, joint=True) as (entry, question):
         line = Line(entry, question, baseline_point(entry, baseline, keep))
         found = integrated(line, rule, steps, tolerance, max_steps)
         tokens = entry.is_tokens
         return path_attribution(
             "integrated_gradients",
             line,
-            (found[0].sum(-1) if tokens else found[0], *found),
+            (units(entry, found[0]), *found),
             tolerance,
             axes=axes_of(entry.inputs.shape, tokens=tokens, reduced=False),
             ids=entry.inputs if tokens else None,
@@ -122,7 +121,7 @@ def integrated_gradients(
 
 
 @dataclass(frozen=True, eq=False)
-class IntegratedGradients:
+class IntegratedGradients(Attributed):
     """`integrated_gradients` of the first examples of the measured batch.
 
     Records ``integrated_gradients/values`` (axes example, position for tokens; example, channel,
@@ -131,77 +130,59 @@ class IntegratedGradients:
 
     Args:
         name: First part of the records' names.
-        target: As in `integrated_gradients`, as are all below but the last.
+        target: As in `integrated_gradients`, as are all below but the last two.
         baseline: x′.
         rule: Quadrature rule.
         steps: Number of nodes; None adapts it.
         tolerance: Largest |gap| that counts as converged.
         max_steps: Most nodes of the adaptive form; fewer than in the function, as it runs often.
+        keep: Ids of tokens that keep their own embedding, such as special ones.
         examples: Number of examples, from the first; None takes the whole batch.
+        of: Which entry of the batch is explained, where there are several inputs; None: the main.
+            Several move together on one path.
 
     Raises:
         ArgumentError: If an argument cannot be used.
     """
 
     name: str = "integrated_gradients"
-    target: TargetOption | TargetLike = None
     baseline: Baseline = None
     rule: Rule = "gauss-legendre"
     steps: int | None = None
     tolerance: float = 0.01
     max_steps: int = 12
+    keep: Keep = None
     examples: int | None = 2
+    joint: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check what can be checked before there is a model."""
+        super().__post_init__()
         check_path(self.rule, self.steps, self.tolerance, self.max_steps)
-        check_examples(self.examples)
 
-    def attribution(self, model: nn.Module, context: Context) -> Attribution:
-        """Return the scores, computed once in a firing.
+    def compute(self, model: nn.Module, batch: Any, task: Task) -> Attribution:
+        """Call `integrated_gradients`.
 
         Args:
             model: The user's model.
-            context: Batch and task.
+            batch: The examples that are explained.
+            task: Runs the model.
 
         Returns:
             The scores.
         """
-
-        def compute() -> Attribution:
-            return integrated_gradients(
-                model,
-                shortened(context.batch, self.examples),
-                self.target,
-                baseline=self.baseline,
-                rule=self.rule,
-                steps=self.steps,
-                tolerance=self.tolerance,
-                max_steps=self.max_steps,
-                task=context.task,
-            )
-
-        asked = shareable(self.target), shareable(self.baseline), self.rule, self.examples
-        key = (
-            "attribution.integrated_gradients",
-            *asked,
-            self.steps,
-            self.tolerance,
-            self.max_steps,
+        return integrated_gradients(
+            model,
+            batch,
+            self.target,
+            baseline=self.baseline,
+            rule=self.rule,
+            steps=self.steps,
+            tolerance=self.tolerance,
+            max_steps=self.max_steps,
+            keep=self.keep,
+            task=task,
         )
-        return context.shared(key, compute)
-
-    def __call__(self, model: nn.Module, context: Context) -> Reading:
-        """Measure.
-
-        Args:
-            model: The user's model.
-            context: Batch and task.
-
-        Returns:
-            ``values``, ``gap``, ``delta``, ``output_change``, ``steps``, ``converged``, ``target``.
-        """
-        return self.attribution(model, context).reading(context.texts)
 
 
 def relative_gap(scores: Tensor, change: Tensor, size: Tensor) -> Tensor:
@@ -250,7 +231,7 @@ def path_attribution(
         The attribution.
     """
     values, scores, used, gap = found
-    return Attribution(
+    whole = Attribution(
         values=values.to(line.dtype),
         method=method,
         axes=axes,
@@ -266,6 +247,7 @@ def path_attribution(
         steps=used,
         converged=gap.abs() <= tolerance,
     )
+    return parted(whole, line.entry)
 
 
 def with_gap(
@@ -286,8 +268,7 @@ def with_gap(
     """
     change = found.target - begin
     gap = relative_gap(scores, change, torch.maximum(size, found.target.abs()))
-    return dataclasses.replace(
-        found,
+    return found.stating(
         gap=gap,
         delta=_total(scores) - change,
         output_change=change,

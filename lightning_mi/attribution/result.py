@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,8 @@ class Attribution:
         output_change: F(x) − F(x′): what the scores should add up to.
         steps: Nodes of the rule that gave the values.
         converged: Whether |gap| is at most the tolerance.
+        parts: Where several inputs were explained at once, for each key its own scores; ``values``
+            then holds those of all inputs side by side, ``[example, unit]``.
     """
 
     values: Tensor
@@ -52,6 +55,19 @@ class Attribution:
     output_change: Tensor | None = None
     steps: Tensor | None = None
     converged: Tensor | None = None
+    parts: Mapping[str | int, Attribution] = field(default_factory=dict)
+
+    def stating(self, **facts: Any) -> Attribution:
+        """Return the same scores with facts that hold for all inputs together.
+
+        Args:
+            **facts: Fields and their values.
+
+        Returns:
+            A new attribution; its parts state the same.
+        """
+        parts = {key: part.stating(**facts) for key, part in self.parts.items()}
+        return dataclasses.replace(self, **facts, parts=parts)
 
     def reading(self, texts: Texts | None = None) -> Reading:
         """Return the panels that are recorded.
@@ -61,11 +77,18 @@ class Attribution:
 
         Returns:
             ``values`` and ``target``, from path methods also ``gap``, ``delta``,
-            ``output_change``, ``steps`` and ``converged``, each ``[example]``.
+            ``output_change``, ``steps`` and ``converged``, each ``[example]``; of several inputs
+            also ``values_<key>`` of each, which are shown in the place of ``values``.
         """
         texts = texts or _as_numbers
+        panels = self._own_panels(texts)
+        for key, part in self.parts.items():
+            panels[f"values_{key}"] = part.reading(texts)["values"]
+        return panels
+
+    def _own_panels(self, texts: Texts) -> dict[str, Panel]:
         convention = {"method": self.method, **self.convention, **self._asked(texts)}
-        shown = {"display": {"picture": _picture(self.axes)}}
+        shown = {"display": {} if self.parts else {"picture": _picture(self.axes)}}
         coords = self._coords(texts)
         values = self.values
         if values.ndim > len(self.axes):  # More axes than there are names: one long last one.

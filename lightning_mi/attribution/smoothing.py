@@ -164,6 +164,7 @@ class _Noisy(Attributed):
     level: float = 0.15
     samples: int = 20
     seed: int = 0
+    keep: Keep = None
     examples: int | None = 4
 
     def __post_init__(self) -> None:
@@ -186,6 +187,7 @@ class SmoothGrad(_Noisy):
         level: σ relative to the range.
         samples: Number of draws; fewer than in the function, as it runs often.
         seed: Of the noise; the same at every firing.
+        keep: Ids of tokens without noise, such as special ones.
         kind: What is kept of the mean gradient.
 
     Raises:
@@ -219,6 +221,7 @@ class SmoothGrad(_Noisy):
             level=self.level,
             samples=self.samples,
             seed=self.seed,
+            keep=self.keep,
             task=task,
         )
 
@@ -237,6 +240,7 @@ class SmoothGradSquared(_Noisy):
         level: σ relative to the range.
         samples: Number of draws.
         seed: Of the noise.
+        keep: Ids of tokens without noise, such as special ones.
 
     Raises:
         ArgumentError: If an argument cannot be used.
@@ -255,7 +259,7 @@ class SmoothGradSquared(_Noisy):
         Returns:
             The scores.
         """
-        noise = Noise(self.level, self.samples, self.seed)
+        noise = Noise(self.level, self.samples, self.seed, self.keep)
         return _second("smooth_grad_squared", model, batch, self.target, noise, task)
 
 
@@ -273,6 +277,7 @@ class VarGrad(_Noisy):
         level: σ relative to the range.
         samples: Number of draws.
         seed: Of the noise.
+        keep: Ids of tokens without noise, such as special ones.
 
     Raises:
         ArgumentError: If an argument cannot be used.
@@ -291,7 +296,7 @@ class VarGrad(_Noisy):
         Returns:
             The scores.
         """
-        noise = Noise(self.level, self.samples, self.seed)
+        noise = Noise(self.level, self.samples, self.seed, self.keep)
         return _second("var_grad", model, batch, self.target, noise, task)
 
 

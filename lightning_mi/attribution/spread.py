@@ -124,7 +124,7 @@ class Concentration:
         """
         from .evaluate.methods import (
             measured,
-            task_of,
+            task_for,
         )  # here, because that package compares by drift
 
         method = self.method or METHOD
@@ -134,7 +134,7 @@ class Concentration:
             "gini": mean_of(gini, "gini", sign="higher is more concentrated", null=0.0),
             "entropy": mean_of(entropy, "entropy", "nats", sign="lower is more concentrated"),
         }
-        inputs = task_of(method, context.task).inputs(context.batch)[: len(gini)]
+        inputs = task_for(method, context, model).inputs(context.batch)[: len(gini)]
         for what, mask in self._masks(inputs).items():
             null = float(mask.double().mean())
             panels[what] = mean_of(share(scores, mask), what, null=null, of="absolute scores")

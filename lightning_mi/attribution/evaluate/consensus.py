@@ -20,7 +20,7 @@ from ..gradients import Saliency
 from ..paths import IntegratedGradients
 from ..result import Attribution
 from ..spread import NO_SPREAD, mean_of
-from .methods import Explanation, explained, matching, measured
+from .methods import Explanation, explained, matching, measured, task_for
 from .ranking import alike, recency
 from .stage import staged
 
@@ -169,7 +169,8 @@ class MethodAgreement:
             The agreement of all pairs.
         """
         scores = {m.name: measured(m, model, context, self.target) for m in self.methods}
-        found = agreement(model, context.batch, scores, self.target, k=self.k, task=context.task)
+        task = task_for(self.methods[0], context, model, self.target)
+        found = agreement(model, context.batch, scores, self.target, k=self.k, task=task)
         return found.reading()
 
 

@@ -15,7 +15,7 @@ from ...task import Task
 from ..baselines import Baseline
 from ..gradients import Saliency
 from ..result import Attribution
-from .methods import matching, measured, task_of
+from .methods import matching, measured, task_for
 from .ranking import check_counts
 from .result import Evaluation
 from .stage import Follow, check_follow
@@ -99,7 +99,7 @@ class Judged:
         scores = measured(method, model, context, self.target)
         target = self.target if self.target is not None else asked_of(method, scores)
         batch = matching(context.batch, scores)
-        task = task_of(method, context.task)
+        task = task_for(method, context, model, self.target)
         return self.judge(model, batch, scores, target, task).reading()
 
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ...batch import batch_size, cut
 from ...errors import ArgumentError
-from ...inferring import infer_task
+from ...inferring import task_or_plain
 from ...measurement import Context, Measurement
 from ...target import TargetLike
 from ...task import Task
+from ..measured import explaining, task_in
 from ..question import Question
 from ..result import Attribution
-from ..several import InputOf
 
 __all__ = ["Explanation", "Fixed", "Method", "explained", "measured", "method_name"]
 
@@ -93,7 +93,7 @@ def explained(
             do="Pass for example method=Saliency(), with brackets.",
         )
     if isinstance(method, Measurement):
-        known = task if task is not None else _task(model, batch)
+        known = task if task is not None else task_or_plain(model, batch)
         return measured(method, model, Context(model, batch, known), target)
     takes_task = "task" in inspect.signature(method).parameters
     found = method(model, batch, target, **({"task": task} if takes_task else {}))
@@ -141,8 +141,26 @@ def task_of(method: Explanation, task: Task) -> Task:
     Returns:
         The task itself where the main input is meant.
     """
-    key = getattr(method, "of", None)
-    return task if not isinstance(key, str | int) else InputOf(key, task)
+    of = getattr(method, "of", None)
+    return explaining(of, task) if isinstance(of, str | int | list) else task
+
+
+def task_for(
+    method: Measurement, context: Context, model: nn.Module, target: TargetLike = None
+) -> Task:
+    """Return the task of a firing, whose input is the one that a measurement explains.
+
+    Args:
+        method: The measurement.
+        context: Batch and task.
+        model: The user's model.
+        target: What is asked; None takes the method's target.
+
+    Returns:
+        The task.
+    """
+    asked = target if target is not None else getattr(method, "target", None)
+    return task_of(method, task_in(context, model, asked))
 
 
 def method_name(method: Explanation) -> str:
@@ -182,10 +200,3 @@ def _no_scores(method: Any, found: Any) -> ArgumentError:
         got=f"a {type(found).__name__} from {method_name(method)}",
         do="Pass for example method=IntegratedGradients().",
     )
-
-
-def _task(model: nn.Module, batch: Any) -> Task:
-    try:
-        return infer_task(model, batch)
-    except ArgumentError:  # Inputs without labels: the question is about the model's own answer.
-        return Task()

@@ -22,7 +22,7 @@ from ..drifting import Drift, chance_floor
 from ..result import Attribution
 from ..spread import NO_SPREAD
 from .judged import METHOD
-from .methods import Method, explained, method_name, task_of
+from .methods import Method, explained, method_name, task_for
 from .ranking import alike, check_counts
 from .renewal import layers_from_the_output, renewed
 from .result import interval
@@ -239,7 +239,7 @@ class ParameterRandomisation:
             how=self.how,
             depth=self.depth,
             seed=self.seed,
-            task=task_of(method, context.task),
+            task=task_for(method, context, model, self.target),
         ).reading()
 
 
@@ -275,7 +275,7 @@ class RandomLabelControl:
         state = Checkpoint.load(self.checkpoint)
         load_weights(control, state.weights, Path(self.checkpoint))
         method = self.method or METHOD
-        task = task_of(method, context.task)
+        task = task_for(method, context, model, self.target)
         return random_label_control(
             model, control, context.batch, method, self.target, task=task
         ).reading()
