@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .builtin import InductionCircuit, IOICircuit
 from .connections import Carries, Composes, Overlaps
+from .counting import CountingDecompositions
 from .cuts import Removes
 from .evidence import Evidence, Line
 from .expectations import Attends, Copies, Looks, Prior, Writes
@@ -16,6 +17,7 @@ __all__ = [
     "Step",
     "InductionCircuit",
     "IOICircuit",
+    "CountingDecompositions",
     # what is stated
     "Prior",
     "Looks",

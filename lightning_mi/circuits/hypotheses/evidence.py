@@ -107,6 +107,8 @@ class Evidence:
             distance to a stated margin, 0 or more where it fits.
         reason: Why nothing can be said about the behavior, or None.
         decision: Which of several rivals won, if there were several.
+        settled: The verdict, where it does not follow from the lines: of several rivals all but one
+            should fail.
         convention: Ablations, nulls, seeds, as plain JSON.
     """
 
@@ -117,6 +119,7 @@ class Evidence:
     fits: Mapping[str, Tensor] = field(default_factory=dict)
     reason: str | None = None
     decision: str | None = None
+    settled: Verdict | None = None
     convention: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -126,6 +129,8 @@ class Evidence:
         ``"not"``: a step has no part that looks as stated, or no cut does what was stated, or
         nothing can be said. ``"partly"`` else.
         """
+        if self.settled is not None:
+            return "not" if self.reason is not None else self.settled
         prior, posterior = (self.under(h) for h in HEADINGS[:2])
         cuts = [line.holds for line in posterior if line.holds is not None]
         if self.reason is not None or any(line.holds is False for line in prior):
@@ -162,7 +167,7 @@ class Evidence:
             end += f" ({self.decision})"
         if self.reason is not None:
             end += f"; {self.reason}"
-        elif self.failing:
+        elif self.failing and self.settled != "supported":
             end += f"; failing: {self.failing[0].step}: {self.failing[0].claim}"
         return "\n".join([*rows, end])
 

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ...behavior import Behavior, BehaviorLike, as_behavior
+from ...behavior import BehaviorLike, as_behavior
 from ...behaviors import RepeatedTokens
 from ...errors import ArgumentError
 from ...isolation import frozen, untouched
@@ -145,21 +145,21 @@ class CircuitHypothesis:
             has NaN with the reason, and the verdict is ``"not"``.
         """
         with untouched(model) as plain, frozen(plain):
-            home = next((p.device for p in plain.parameters()), torch.device("cpu"))
-            return self.gather(plain, as_behavior(behavior).to(home), Context(plain, task=task))
+            return self.gather(plain, behavior, Context(plain, task=task))
 
-    def gather(self, model: nn.Module, behavior: Behavior, context: Context) -> Evidence:
+    def gather(self, model: nn.Module, behavior: BehaviorLike, context: Context) -> Evidence:
         """Gather evidence inside a measurement.
 
         Args:
             model: The module inside any wrapper, in evaluation mode.
-            behavior: Prompts on the model's device.
+            behavior: Prompts and metric.
             context: Task and shared results.
 
         Returns:
             The evidence.
         """
-        subject = Subject(model, behavior, context, self.tokens or RepeatedTokens())
+        own = as_behavior(behavior).to(context.device)
+        subject = Subject(model, own, context, self.tokens or RepeatedTokens())
         lines: list[Line] = []
         parts: dict[str, tuple[Part, ...]] = {}
         fits: dict[str, Tensor] = {}
@@ -176,9 +176,15 @@ class CircuitHypothesis:
         if self.characteristics:
             chosen = tuple(p for own in parts.values() for p in own)
             lines += feature_lines(subject, chosen)
-        about = {"examples": len(behavior), "direction": "noise"}
+        about = {"examples": len(own), "direction": "noise"}
         return Evidence(
-            self.name, behavior.name, tuple(lines), parts, fits, subject.reason, None, about
+            self.name,
+            own.name,
+            tuple(lines),
+            parts,
+            fits,
+            subject.reason,
+            convention=about,
         )
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ...behavior import BehaviorLike, as_behavior
+from ...behavior import BehaviorLike
 from ...isolation import frozen
 from ...measurement import Context
 from ...record import Panel
 from .builtin import InductionCircuit
+from .counting import CountingDecompositions
 from .hypothesis import CircuitHypothesis
 
 __all__ = ["HypothesisTest"]
@@ -33,7 +34,7 @@ class HypothesisTest:
     """
 
     behavior: BehaviorLike
-    hypothesis: CircuitHypothesis = field(default_factory=InductionCircuit)
+    hypothesis: CircuitHypothesis | CountingDecompositions = field(default_factory=InductionCircuit)
     name: str = "hypothesis"
 
     def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
@@ -46,6 +47,5 @@ class HypothesisTest:
         Returns:
             The panels.
         """
-        own = as_behavior(self.behavior).to(context.device)
         with frozen(model):
-            return self.hypothesis.gather(model, own, context).reading()
+            return self.hypothesis.gather(model, self.behavior, context).reading()
