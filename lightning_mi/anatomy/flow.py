@@ -245,5 +245,13 @@ class Flow:
         )
         if changed or not given.numel():
             return None
-        viewed = given.data_ptr() == made.data_ptr() and given.dtype == made.dtype
+        viewed = _place(given) == _place(made) is not None and given.dtype == made.dtype
         return first if viewed or call.name in COPYING else None
+
+
+def _place(tensor: Tensor) -> int | None:
+    """Return where a tensor lies; None inside ``torch.vmap``, by which some models make masks."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return None
