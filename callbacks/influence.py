@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from ..batch import batch_size
 from ..errors import ArgumentError
 from ..influence import TracIn
-from ..measurement import IndexedData
+from ..influence.during_factors import TrainingFactors
+from ..influence.during_measured import FACTORS, TrainingInfluence
+from ..influence.during_ranking import ranking_change
+from ..influence.queries import Question
+from ..influence.trajectory import check_count
+from ..influence.trajectory_rates import RATES, step_rates
+from ..measurement import IndexedData, measure
+from ..progress import quiet
+from ..record import Record
 from ..schedule import DEFAULT_STEPS
 from ..target import TargetOption
 from ..task import Task
 from ._base import LightningModule, Trainer
 from ._facts import say, training_data
+from ._session import Session
 from .monitor import MeasurementMonitor
 
 __all__ = ["InfluenceMonitor"]
@@ -34,11 +48,15 @@ measured."""
 
 
 class InfluenceMonitor(MeasurementMonitor):
-    """Score training examples by TracIn: learning rate × gradient · gradient of the query's loss.
+    """Score training examples while they train the model.
 
-    Positive scores are proponents: a step on the example lowers the query's loss. Candidates are
-    addressed by dataset index, whatever the loader's order. The sum over steps (TracInCP) follows
-    from the records. The cost is logged before training starts.
+    ``"tracin"``: learning rate × gradient · gradient of the query's loss. ``"kfac"`` and
+    ``"ekfac"``: the influence function, with the curvature of the training batches themselves,
+    gathered from the backward passes that run anyway (`TrainingFactors`), and one damping for all
+    steps. Positive scores are proponents. Candidates are addressed by dataset index, whatever the
+    loader's order. The sum over steps (TracInCP) follows from the records, and beside each step
+    stands how much the ranking has changed since the last one. The cost is logged before training
+    starts.
 
     Logged keys: ``mi_influence/top`` (picture or table: top proponents and opponents with their
     text; scores in units of the query's loss). The run folder holds all scores.
@@ -48,9 +66,14 @@ class InfluenceMonitor(MeasurementMonitor):
             dataset indices, or None for as many as keep the cost under 5 % of training, 8 at
             least.
         queries: Examples of the batch that are asked about.
-        query: The scalar asked about; None takes the loss of the task.
+        query: The scalar asked about, or a `Question` such as
+            ``Score(HeadScores(), "induction", layer=1, head=0)``; None takes the loss of the task.
         top: Proponents and opponents that are shown.
         seed: Of the choice of candidates.
+        method: ``"tracin"``, ``"kfac"`` or ``"ekfac"``.
+        damping: λ of ``"kfac"`` and ``"ekfac"``, added to every eigenvalue.
+        optimizer_aware: Let ``"tracin"`` divide by Adam's √v̂ + ε as its steps do.
+        gather_every: Factors are gathered from every so many training batches.
         batch: See `MeasurementMonitor`.
         task: See there.
         tokenizer: See there.
@@ -71,9 +94,13 @@ class InfluenceMonitor(MeasurementMonitor):
         *,
         candidates: int | list[int] | None = None,
         queries: int = 1,
-        query: TargetOption = None,
+        query: TargetOption | Question = None,
         top: int = 5,
         seed: int = 0,
+        method: Literal["tracin", "kfac", "ekfac"] = "tracin",
+        damping: float = 0.01,
+        optimizer_aware: bool = False,
+        gather_every: int = 4,
         batch: Any = None,
         task: Task | None = None,
         tokenizer: Any = None,
@@ -89,9 +116,33 @@ class InfluenceMonitor(MeasurementMonitor):
         max_overhead: float | None = None,
     ) -> None:
         self._sampled = candidates is None
-        measurement = TracIn(
-            candidates=candidates, queries=queries, query=query, top=top, seed=seed
-        )
+        check_count("gather_every", gather_every, least=1)
+        self._gather_every = gather_every
+        self._factors: TrainingFactors | None = None
+        self._watching: tuple[ExitStack, int] | None = None
+        self._batches = 0
+        self._norm: Tensor | None = None
+        self._previous: Record | None = None
+        measurement: Any
+        if method == "tracin":
+            measurement = TracIn(
+                candidates=candidates,
+                queries=queries,
+                query=query,
+                top=top,
+                seed=seed,
+                optimizer_aware=optimizer_aware,
+            )
+        else:
+            measurement = TrainingInfluence(
+                method=method,
+                damping=damping,
+                candidates=candidates,
+                queries=queries,
+                query=query,
+                top=top,
+                seed=seed,
+            )
         super().__init__(
             measurements=[measurement],
             batch=batch,
@@ -152,6 +203,126 @@ class InfluenceMonitor(MeasurementMonitor):
             f"{tracin.cost():,} example passes a firing, up to {share:.1%} of training.",
         )
 
+    # ---------------------------------------------------------------- gathering factors
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin to watch the layers, if this batch's factors are gathered.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The user's model.
+            batch: The training batch.
+            batch_idx: Its index in the epoch.
+        """
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._stop_watching()
+        measurement: Any = self.measurements[0]
+        if not isinstance(measurement, TrainingInfluence) or not trainer.is_global_zero:
+            return
+        if self._factors is None:
+            self._factors = factors_for(pl_module, measurement)
+        if self._batches % self._gather_every == 0:
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            scale = 1.0 if scaler is None else float(scaler.get_scale())
+            if pl_module.automatic_optimization:
+                scale /= trainer.accumulate_grad_batches
+            stack, size = ExitStack(), batch_size(batch)
+            self._factors.attach(stack, pl_module, size, scale)
+            self._watching = (stack, size)
+        self._batches += 1
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count what was seen.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The user's model.
+        """
+        if self._watching is not None and self._factors is not None:
+            size = self._watching[1]
+            self._stop_watching()
+            self._factors.take(size)
+            self._norm = None
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Note the norm of the gradient, before anything clips it.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The user's model.
+            optimizer: The optimizer that is about to step.
+        """
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        if self._factors is not None and self._norm is None:
+            grads = [p.grad for g in optimizer.param_groups for p in g["params"]]
+            known = [g.detach().norm() for g in grads if g is not None]
+            self._norm = torch.stack(known).norm() if known else None
+
+    def _stop_watching(self) -> None:
+        if self._watching is not None:
+            self._watching[0].close()
+            self._watching = None
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Take the hooks off, and flush what there is.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The user's model.
+            exception: What happened.
+        """
+        self._stop_watching()
+        super().on_exception(trainer, pl_module, exception)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the model and its factors.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The user's model.
+            stage: ``"fit"``, ``"validate"``, …
+        """
+        self._stop_watching()
+        self._factors = self._norm = self._previous = None
+        super().teardown(trainer, pl_module, stage)
+
+    # ---------------------------------------------------------------- measuring
+
+    def _measure(self, trainer: Trainer, model: LightningModule, session: Session) -> list[Record]:
+        context = session.context(trainer, model, self.batch, self.task, self.dataset(trainer))
+        measurement: Any = self.measurements[0]
+        if isinstance(measurement, TrainingInfluence):
+            self._factors = self._factors or factors_for(model, measurement)
+            norm = None if self._norm is None else float(self._norm)
+            context.shared(FACTORS, lambda: (self._factors, norm))
+        elif measurement.optimizer_aware:
+            context.shared(RATES, lambda: step_rates(plain_optimizers(trainer), model))
+        inside = trainer.precision_plugin.forward_context if self.precision == "trainer" else None
+        with quiet():
+            records = measure(model, self.measurements, context=context, inside=inside)
+        if self._factors is not None and self._factors.corrected:
+            self._factors.refresh()
+        return records + self._changes(records, measurement.name, session)
+
+    def _changes(self, records: list[Record], name: str, session: Session) -> list[Record]:
+        """Compare the ranking with that of the firing before, also of an interrupted run."""
+        now = next((r for r in records if r.name == f"{name}/scores"), None)
+        if now is None or "reason" in now.panel.convention:
+            return []
+        before = self._previous
+        if before is None and session.run is not None and now.step:
+            earlier = session.run.records(now.name, source="live")
+            usable = (r for r in earlier if "reason" not in r.panel.convention)
+            before = max((r for r in usable if r.step < now.step), key=_step, default=None)
+        self._previous = now
+        return ranking_change(before, now)
+
     def dataset(self, trainer: Trainer) -> IndexedData | None:
         """Return the training examples by index.
 
@@ -164,7 +335,45 @@ class InfluenceMonitor(MeasurementMonitor):
         return training_data(trainer)
 
 
-def affordable(tracin: TracIn, passes: float, available: int) -> TracIn:
+def factors_for(model: LightningModule, measurement: TrainingInfluence) -> TrainingFactors:
+    """Return factors that are yet to be gathered.
+
+    Args:
+        model: The user's model.
+        measurement: Says how they are used.
+
+    Returns:
+        The factors.
+    """
+    compiled = ("_orig_mod", "_compiled_call_impl")
+    if any(getattr(m, a, None) is not None for m in model.modules() for a in compiled):
+        warnings.warn(
+            "InfluenceMonitor: a compiled module calls no hooks, so no factors are gathered from "
+            'it; use method="tracin", or InfluenceFunction at checkpoints.',
+            stacklevel=3,
+        )
+    return TrainingFactors(
+        model, damping=measurement.damping, corrected=measurement.method == "ekfac"
+    )
+
+
+def plain_optimizers(trainer: Trainer) -> list[torch.optim.Optimizer]:
+    """Return the optimizers without Lightning's wrappers.
+
+    Args:
+        trainer: The Trainer.
+
+    Returns:
+        The optimizers.
+    """
+    return [getattr(o, "optimizer", o) for o in trainer.optimizers]
+
+
+def _step(record: Record) -> int:
+    return record.step
+
+
+def affordable(tracin: Any, passes: float, available: int) -> Any:
     """Return the measurement with as many candidates as a number of example passes pays for.
 
     Args:

@@ -10,6 +10,9 @@ from __future__ import annotations
 from . import evaluate
 from .after_training import InfluenceFunction
 from .direct import Direct
+from .during_factors import TrainingFactors
+from .during_measured import TrainingInfluence
+from .during_ranking import RankingChange, ranking_change
 from .factors import EKFAC, KFAC
 from .krylov import Arnoldi, LiSSA
 from .objective import Objective
@@ -20,12 +23,18 @@ from .result import InfluenceScores, TokenShares
 from .scores import influence_scores
 from .solvers import CG, Solution, Solver
 from .trajectory import TracIn, tracin, tracin_sum
+from .trajectory_rates import step_rates
 
 __all__ = [
     # what training minimised
     "Objective",
     # during training
+    "RankingChange",
     "TracIn",
+    "TrainingFactors",
+    "TrainingInfluence",
+    "ranking_change",
+    "step_rates",
     "tracin",
     "tracin_sum",
     # after training

@@ -37,7 +37,9 @@ def shown_panels(result: InfluenceScores, context: Context, data: IndexedData, k
     high, low = extremes(scores, k)
     shares = result.tokens[0] if result.tokens else None
     texts = {} if shares is None else _joined(shares, context)
-    common = {**PICTURE, "query_text": _query_text(context), "orientation": result.orientation}
+    rows = result.details.get("rows")
+    asked = rows[0] if rows else _query_text(context)
+    common = {**PICTURE, "query_text": asked, "orientation": result.orientation}
     panels = {}
     for name, columns in (("proponents", high), ("opponents", low)):
         if columns:

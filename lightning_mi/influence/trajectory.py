@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,12 @@ from ..target import Loss, TargetOption
 from .data import Candidates, as_indexed, chosen, chunks
 from .objective import Objective, as_objective
 from .per_example import gradient_dots
-from .point import Point
+from .point import Point, wide
 from .queries import Asked, QueryLike, asked_data, orientation_of, queries_of, question_gradients
 from .result import InfluenceScores
 from .scores import shares_of_extremes
 from .shown import shown_panels
+from .trajectory_rates import RATES, Rates
 
 __all__ = ["TracIn", "tracin", "tracin_sum"]
 
@@ -39,7 +40,7 @@ def tracin(
     train: Any,
     queries: Any,
     *,
-    learning_rates: Mapping[str, float] | None = None,
+    learning_rates: Rates | None = None,
     query: QueryLike = LOSS,
     candidates: Candidates = None,
     seed: int = 0,
@@ -57,7 +58,8 @@ def tracin(
         objective: Losses; a Task is enough. Its regulariser plays no part.
         train: Map-style dataset (or `IndexedData`, or a DataLoader whose dataset is read).
         queries: Dataset of examples to ask about, each by itself.
-        learning_rates: By parameter name; 1 for a parameter that is not in it.
+        learning_rates: By parameter name, a number or a tensor shaped like it (`step_rates` gives
+            what Adam makes of it); 1 for a parameter that is not in it.
         query: The scalar asked about; one of which more is better is negated.
         candidates: None for all, a number to draw, or dataset indices.
         seed: Of the draw.
@@ -135,6 +137,8 @@ class TracIn:
         top: Proponents and opponents that are shown.
         seed: Of the draw.
         batch_size: Examples run at once; None follows from their shape.
+        optimizer_aware: Divide by Adam's √v̂ + ε, entry by entry, as its steps do; needs
+            `lightning_mi.callbacks.InfluenceMonitor`, which sees the optimizer.
 
     Raises:
         ArgumentError: If a number is out of range.
@@ -147,6 +151,7 @@ class TracIn:
     top: int = 5
     seed: int = 0
     batch_size: int | None = None
+    optimizer_aware: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -168,7 +173,9 @@ class TracIn:
         queried = queries_of(context, self.query, self.queries)
         asked = question_gradients(point, goal, self.query, queried, self.batch_size)
         indices = chosen(self.candidates, len(data), self.seed)
-        rates = context.learning_rates
+        rates: Rates = context.learning_rates
+        if self.optimizer_aware:
+            rates = context.shared(RATES, _no_optimizer)
         result = _scores(
             point, goal, data, indices, asked, rates, self.top, self.batch_size, split=1
         )
@@ -188,6 +195,15 @@ class TracIn:
         many = available if self.candidates is None else self.candidates
         scored = many if isinstance(many, int) else len(many)
         return scored + self.queries + 2 * min(2 * self.top, scored) + FIXED
+
+
+def _no_optimizer() -> Rates:
+    raise ArgumentError.of(
+        "optimizer_aware",
+        expected="an optimizer whose state is known",
+        got="none: this model is not being trained",
+        do="Use InfluenceMonitor, or tracin_checkpoints over checkpoints with optimizer states.",
+    )
 
 
 def check_count(argument: str, value: int, *, least: int) -> None:
@@ -213,7 +229,7 @@ def _scores(
     data: IndexedData,
     indices: list[int],
     asked: Asked,
-    rates: Mapping[str, float],
+    rates: Rates,
     shown: int,
     batch_size: int | None,
     split: int | None = None,
@@ -240,16 +256,20 @@ def _scores(
     )
 
 
-def _rates(point: Point, rates: Mapping[str, float]) -> Tensor:
-    each = [torch.full((p.numel(),), rates.get(n, 1.0)) for n, p in point.parameters.items()]
-    return torch.cat(each).to(device=point.device)
+def _rates(point: Point, rates: Rates) -> Tensor:
+    each = [
+        torch.as_tensor(rates.get(n, 1.0), dtype=torch.float64).cpu().expand(p.shape).flatten()
+        for n, p in point.parameters.items()
+    ]
+    return torch.cat(each).to(device=point.device, dtype=wide(point.device))
 
 
-def _details(point: Point, rates: Mapping[str, float]) -> dict[str, Any]:
-    used = [rates.get(n, 1.0) for n in point.parameters]
+def _details(point: Point, rates: Rates) -> dict[str, Any]:
+    used = [torch.as_tensor(rates.get(n, 1.0)) for n in point.parameters]
     missing = sum(n not in rates for n in point.parameters)
     return {
-        "learning_rate": [min(used), max(used)],
+        "learning_rate": [min(float(r.min()) for r in used), max(float(r.max()) for r in used)],
         "learning_rate_assumed_1": missing,
+        "optimizer_aware": any(r.ndim > 0 for r in used),
         "scale": "not divided by n",
     }

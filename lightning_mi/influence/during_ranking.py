@@ -1,0 +1,98 @@
+"""How the ranking of training examples changes from one step to the next: a Series."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attribution import drift
+from ..record import Panel, Record
+from ..series import named
+
+__all__ = ["RankingChange", "ranking_change"]
+
+CORRELATION, OVERLAP = "rank_correlation", "top_overlap"
+
+
+@dataclass(frozen=True)
+class RankingChange:
+    """Compare the scores of each step with those of the step before: a `Series`.
+
+    Records ``<name>/rank_correlation`` (Spearman over the examples that both steps scored, −1 to 1)
+    and ``<name>/top_overlap`` (Jaccard index of the k highest scores, 0 to 1; what chance gives is
+    in the convention), each by query. Scores on one scale (one damping) are compared; ranks would
+    not know the difference, and sizes would.
+
+    Args:
+        name: Name of the measurement whose ``scores`` are compared.
+        k: How many proponents; fewer where there are fewer than 2k examples.
+    """
+
+    name: str = "influence"
+    k: int = 10
+
+    def __call__(self, records: Sequence[Record]) -> list[Record]:
+        """Return the comparisons.
+
+        Args:
+            records: Records of one run and one source.
+
+        Returns:
+            Two records at each step but the first.
+        """
+        scores = named(records, f"{self.name}/scores")
+        pairs = itertools.pairwise(scores)
+        return [r for before, now in pairs for r in ranking_change(before, now, self.k)]
+
+
+def ranking_change(before: Record | None, now: Record, k: int = 10) -> list[Record]:
+    """Compare the scores of one step with those of an earlier one.
+
+    Args:
+        before: Record ``<name>/scores``, or None where there is none.
+        now: A later one.
+        k: How many proponents are compared.
+
+    Returns:
+        Two records, none without an earlier one; NaN with a reason where nothing can be compared.
+    """
+    if before is None or before.step >= now.step:
+        return []
+    old, new = _common(before.panel, now.panel)
+    top = max(1, min(k, old.shape[1] // 2))
+    defined = old.shape[1] > 1 and old.shape[0] == new.shape[0]
+    if defined:
+        correlation = drift(old, new, top).spearman
+        overlap = torch.tensor([_jaccard(a, b, top) for a, b in zip(old, new, strict=True)])
+    else:
+        correlation = overlap = torch.full((new.shape[0],), math.nan)
+    about: dict[str, Any] = {"compared_with": before.step, "examples": old.shape[1]}
+    if not defined:
+        about["reason"] = "the two steps have no two training examples in common"
+    chance = top / (2 * max(old.shape[1], top) - top)
+    panels = {
+        CORRELATION: Panel(correlation, ("query",), {}, "1", {**about, "null": 0.0}),
+        OVERLAP: Panel(overlap, ("query",), {}, "1", {**about, "null": chance, "k": top}),
+    }
+    stem = now.name.rsplit("/", 1)[0]
+    return [now.replace(name=f"{stem}/{what}", panel=panel) for what, panel in panels.items()]
+
+
+def _common(before: Panel, now: Panel) -> tuple[Tensor, Tensor]:
+    a, b = (list(p.coords["train_example"]) for p in (before, now))
+    known = set(a)
+    both = [i for i in b if i in known]
+    return before.values[:, [a.index(i) for i in both]], now.values[:, [b.index(i) for i in both]]
+
+
+def _jaccard(a: Tensor, b: Tensor, k: int) -> float:
+    if not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
+        return math.nan
+    first, second = (set(t.argsort(descending=True, stable=True)[:k].tolist()) for t in (a, b))
+    return len(first & second) / len(first | second)
