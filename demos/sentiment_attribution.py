@@ -28,6 +28,7 @@ from _watch import (
 )
 from rich.console import Console
 
+from lightning_mi import LogitDifference
 from lightning_mi.attribution import IntegratedGradients, Occlusion
 from lightning_mi.attribution.attn_lrp import AttnLRP
 from lightning_mi.callbacks import IntegratedGradientsMonitor, MeasurementMonitor, SaliencyMonitor
@@ -38,14 +39,22 @@ LEAST = 0.1
 
 SHOWN, JUDGED = 6, 200
 
+TARGET = LogitDifference()
+"""The answer's logit less the other's: with two classes only their difference says anything."""
+
 
 def monitors(data: Snippets, steps: int) -> list[MeasurementMonitor]:
     """Return three monitors that explain the same texts at the same steps."""
     batch, at = data.shown(SHOWN), moments(steps)
-    methods = [Occlusion(examples=SHOWN), AttnLRP(examples=SHOWN)]
+    methods = [
+        Occlusion(examples=SHOWN, target=TARGET),
+        AttnLRP(examples=SHOWN, target=TARGET),
+    ]
     return [
-        IntegratedGradientsMonitor(batch=batch, examples=SHOWN, max_steps=64, at_steps=at),
-        SaliencyMonitor(batch=batch, examples=SHOWN, at_steps=at),
+        IntegratedGradientsMonitor(
+            target=TARGET, batch=batch, examples=SHOWN, max_steps=64, at_steps=at
+        ),
+        SaliencyMonitor(target=TARGET, batch=batch, examples=SHOWN, at_steps=at),
         MeasurementMonitor(measurements=methods, batch=batch, at_steps=at),
     ]
 
@@ -53,9 +62,9 @@ def monitors(data: Snippets, steps: int) -> list[MeasurementMonitor]:
 def judged(model: Reader, data: Snippets, count: int) -> list[Verdict]:
     """Judge the methods that say how much each token adds to the answer."""
     methods = [
-        IntegratedGradients(max_steps=64, examples=None),
-        Occlusion(examples=None),
-        AttnLRP(examples=None),
+        IntegratedGradients(max_steps=64, examples=None, target=TARGET),
+        Occlusion(examples=None, target=TARGET),
+        AttnLRP(examples=None, target=TARGET),
     ]
     return judge(model, data.val[-count:], methods, LEAST)
 

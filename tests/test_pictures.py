@@ -16,11 +16,13 @@ from lightning_mi.beneath import grey
 from lightning_mi.pieces import piecewise
 from lightning_mi.report.data import payload
 from lightning_mi.report.pack import unpack
+from lightning_mi.sinks.canvas import Canvas
 from lightning_mi.sinks.grid import chosen, over_steps
 from lightning_mi.sinks.keys import plan
 from lightning_mi.sinks.oklab import from_oklab, to_oklab
 from lightning_mi.sinks.overlay import heat, largest_pixel, picture
 from lightning_mi.sinks.pictures import Scales, caption, draw
+from lightning_mi.sinks.strip import draw_strip
 from lightning_mi.sinks.texts import readable
 
 IMAGE = ("example", "channel", "y", "x")
@@ -183,7 +185,7 @@ def test_one_picture_shows_a_run(axes: tuple[str, ...], steps: int) -> None:
     assert shown.key == "mi_v/grid"
     few = [r.step for r in chosen(shown.records)]
     assert (few[0], few[-1]) == (0, 10 * (steps - 1))
-    assert len(few) == min(steps, {"x": 7, "position": 8, "feature": 3}[axes[-1]])
+    assert len(few) == min(steps, {"x": 7, "position": 6, "feature": 3}[axes[-1]])
     drawn = draw(shown, Scales())
     assert drawn.dtype == np.uint8
     assert caption(shown, Scales()).startswith(f"step {', '.join(map(str, few))} ·")
@@ -200,6 +202,73 @@ def test_columns_of_the_grid_share_one_scale() -> None:
     (grid,) = over_steps(records)
     (last,) = plan([records[1]]).pictures
     assert Scales().of(grid) == Scales().of(last)
+
+
+class Words(nn.Module):
+    """A model of padded texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.out = nn.Embedding(9, 4), nn.Linear(4, 2)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        real = attention_mask[..., None].float()
+        return self.out((self.words(input_ids) * real).sum(1) / real.sum(1))
+
+
+def texts_over_steps() -> list[Record]:
+    ids = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0]])
+    batch = {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": torch.tensor([0, 1])}
+    decode = lambda row: ["" if i == 0 else f"word{i}" for i in row]  # noqa: E731
+    records = []
+    for step in range(2):
+        context = Context(Words(), batch, decode=decode)
+        reading = Saliency()(Words(), context)
+        records.append(Record("saliency/values", reading["values"], step))
+    return records
+
+
+def drawn_words(monkeypatch: pytest.MonkeyPatch, shown: Any) -> list[str]:
+    """Return all that is written into a picture."""
+    written: list[str] = []
+    plain = Canvas.text
+
+    def text(self: Canvas, place: Any, words: str, *more: Any) -> None:
+        written.append(words)
+        plain(self, place, words, *more)
+
+    monkeypatch.setattr(Canvas, "text", text)
+    draw(shown, Scales())
+    return written
+
+
+def test_strips_hold_the_words_of_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    (shown,) = plan(texts_over_steps()[:1]).pictures
+    written = drawn_words(monkeypatch, shown)
+    boxes = [word for word in written if "example" not in word]
+    assert boxes == ["word1", "word2", "word3", "word4", "word5"]  # No box for padding.
+
+
+def test_texts_over_steps_are_several_with_their_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    (shown,) = over_steps(texts_over_steps())
+    written = drawn_words(monkeypatch, shown)
+    assert [w for w in written if "example" in w] == [
+        "saliency · example 0: 0", "saliency · example 1: 1",
+    ]  # fmt: skip
+    assert [w for w in written if w.startswith("step")] == ["step 0", "step 1"] * 2
+    assert written.count("word1") == written.count("word5") == 2
+
+
+def test_the_mark_of_the_target_stays_at_its_word_where_padding_is_left_out() -> None:
+    def drawn(place: int) -> Any:
+        facts = {"sign": "none", "target_position": [place]}
+        words = {"example,position": [["", "", "a", "b"]]}
+        values = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+        record = Record("s/values", Panel(values, ("example", "position"), words, "1", facts))
+        return draw_strip(record, 1.0, 0, "s")
+
+    assert (drawn(2) != drawn(3)).any()
+    assert (drawn(0) == drawn(1)).all()
 
 
 # ---------------------------------------------------------------- in the report

@@ -9,12 +9,16 @@ from .bars import draw_bars
 from .canvas import Pixels, below, beside
 from .keys import PICTURES, Shown, display
 from .overlay import EXAMPLES, asked, heat, of_pixels, picture, ramp, titled
-from .strip import draw_strips, is_signed
+from .strip import draw_strip, fitting, is_signed
+from .texts import title
 
 __all__ = ["draw_grid", "over_steps"]
 
-STEPS = {"image": 7, "strip": 8, "bars": 3}
+STEPS = {"image": 7, "strip": 6, "bars": 3}
 """Kinds of pictures that are shown over steps, and how many steps fit."""
+
+TEXTS = 3
+"""How many of the first texts are shown over steps."""
 
 
 def over_steps(records: Sequence[Record]) -> tuple[Shown, ...]:
@@ -70,7 +74,7 @@ def chosen(records: Sequence[Record]) -> list[Record]:
 def draw_grid(records: Sequence[Record], scale: float, inputs: Record | None = None) -> Pixels:
     """Draw attributions over steps: a row an example and a column a step for images.
 
-    Of texts the first example is drawn, a row a step; of tables the mean, a column a step.
+    Of texts the first few are drawn, a row a step; of tables the mean, a column a step.
 
     Args:
         records: One for each step, in order; of one shape.
@@ -87,8 +91,17 @@ def draw_grid(records: Sequence[Record], scale: float, inputs: Record | None = N
     if kind_of(few[0]) == "bars":
         bars = [draw_bars([record], scale, like=few[-1]) for record in few]
         return beside([titled(p, name) for p, name in zip(bars, names, strict=True)])
-    rows = [draw_strips([record], scale, examples=1) for record in few]
-    return below([titled(p, name) for p, name in zip(rows, names, strict=True)], 6)
+    texts = range(fitting(few[-1].panel, TEXTS))
+    return below([_draw_text(few, names, scale, example) for example in texts], 16)
+
+
+def _draw_text(records: Sequence[Record], names: list[str], scale: float, example: int) -> Pixels:
+    last = records[-1]
+    asked_for = last.panel.convention.get("target_text")
+    target = asked_for[example] if isinstance(asked_for, list) else None
+    name = f"{title(last)} · example {example}" + (f": {target}" if target is not None else "")
+    rows = zip(records, names, strict=True)
+    return titled(below([draw_strip(r, scale, example, name) for r, name in rows], 0), name)
 
 
 def _draw_images(records: Sequence[Record], scale: float, inputs: Record | None) -> Pixels:

@@ -10,7 +10,7 @@ from ..record import Panel, Record
 from .canvas import HAIR, INK, RGB, SOFT, Canvas, Pixels, below, blend, ink_on, signed
 from .texts import places, raw_rows, rows_of_texts, title, visible
 
-__all__ = ["draw_strips", "floor_of_strip", "is_signed", "row_shares"]
+__all__ = ["draw_strip", "draw_strips", "fitting", "floor_of_strip", "is_signed", "row_shares"]
 
 EXAMPLES, TOKENS = 4, 256
 """Up to so many examples, and tokens in all of them, are drawn; the run folder has all."""
@@ -31,15 +31,46 @@ def draw_strips(records: Sequence[Record], scale: float, *, examples: int = EXAM
     """
     strips = []
     for record in records:
-        texts, sign = rows_of_texts(record.panel), is_signed(record.panel)
         names = places(record.panel, record.panel.axes[-1:])
-        few = max(1, min(examples, TOKENS // max(record.panel.values.shape[-1], 1)))
-        for i, values in enumerate(row_shares(record.panel)[:few]):
-            pieces = texts[i] if texts is not None else [""] * len(values)
-            target = _target(record.panel, i, len(values))
-            words = f"{title(record)} · {names[i]}"
-            strips.append(_draw(words, pieces, [_colour(v / scale, sign) for v in values], target))
+        for i in range(fitting(record.panel, examples)):
+            strips.append(draw_strip(record, scale, i, f"{title(record)} · {names[i]}"))
     return below(strips, 10)
+
+
+def fitting(panel: Panel, examples: int = EXAMPLES) -> int:
+    """Return how many of the first examples are drawn.
+
+    Args:
+        panel: A panel of axes (example, position).
+        examples: How many at most.
+
+    Returns:
+        As many as have room, at least one where there is one.
+    """
+    room = max(1, min(examples, TOKENS // max(panel.values.shape[-1], 1)))
+    return min(room, panel.values.shape[:-1].numel())
+
+
+def draw_strip(record: Record, scale: float, example: int, heading: str) -> Pixels:
+    """Draw one example.
+
+    Args:
+        record: A panel of axes (example, position).
+        scale: Value of full colour.
+        example: Number of the example.
+        heading: What stands above it.
+
+    Returns:
+        The picture.
+    """
+    panel = record.panel
+    texts, values = rows_of_texts(panel), row_shares(panel)[example]
+    pieces = texts[example] if texts is not None else [""] * len(values)
+    shown, sign = _seen(pieces, values), is_signed(panel)
+    colours = [_colour(values[k] / scale, sign) for k in shown]
+    target = _target(panel, example, len(values))
+    place = shown.index(target) if target in shown else None
+    return _draw(heading, [pieces[k] for k in shown], colours, place)
 
 
 def is_signed(panel: Panel) -> bool:
@@ -84,6 +115,13 @@ def floor_of_strip(panel: Panel) -> float:
     if not is_signed(panel):
         return 3 / max(panel.values.shape[-1], 1)
     return 0.5 if panel.unit in ("logits", "nats") else 1e-12
+
+
+def _seen(pieces: Sequence[str], values: Sequence[float]) -> list[int]:
+    """Leave out padding, which has neither text nor score, where there are texts at all."""
+    if not any(pieces):
+        return list(range(len(values)))
+    return [k for k, piece in enumerate(pieces) if piece or values[k] != 0]
 
 
 def _colour(value: float, with_sign: bool) -> RGB | None:

@@ -74,12 +74,14 @@ def rows_of_texts(panel: Panel) -> list[list[str]] | None:
     rows = 1
     for length in panel.values.shape[:-1]:
         rows *= length
-    for key, found in panel.coords.items():
-        if key.split(",")[-1] == axis:
-            nested = _flat_rows(found, len(key.split(",")))
-            repeats = max(rows // max(len(nested), 1), 1)
-            return [readable(row) for row in (nested * repeats)[:rows]]
-    return None
+    own = [key for key in panel.coords if key.split(",")[-1] == axis]
+    if not own:
+        return None
+    # Words of each example rather than the numbers of the positions.
+    key = max(own, key=lambda name: name.count(","))
+    nested = _flat_rows(panel.coords[key], len(key.split(",")))
+    repeats = max(rows // max(len(nested), 1), 1)
+    return [readable(row) for row in (nested * repeats)[:rows]]
 
 
 def places(panel: Panel, drawn: Collection[str]) -> list[str]:
