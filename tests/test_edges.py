@@ -37,6 +37,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2)),
     "gpt2 eager": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2, attn_implementation="eager")),
     "llama": llama,
+    # Its slowest pairs hardly turn within a few positions.
+    "llama slow": lambda: llama(
+        head_dim=16, rope_parameters={"rope_type": "default", "rope_theta": 1e6}
+    ),
     "llama eager": lambda: llama(attn_implementation="eager"),
     "neox": lambda: hf.GPTNeoXForCausalLM(
         hf.GPTNeoXConfig(**SMALL, rotary_pct=0.5, use_parallel_residual=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, is_dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -174,7 +174,8 @@ def random_circuits(graph: Graph, mask: Tensor, count: int, seed: int = 0) -> Te
 
     Returns:
         Boolean ``[circuit, writer, reader]``; sizes may fall short by a few edges where the drawn
-        nodes do not have as many.
+        nodes do not have as many. Never the circuit itself, so there may be fewer or none where
+        the graph leaves no other choice.
     """
     generator = torch.Generator().manual_seed(seed)
     size = int(mask.sum())
@@ -183,11 +184,14 @@ def random_circuits(graph: Graph, mask: Tensor, count: int, seed: int = 0) -> Te
         best = torch.zeros_like(mask)
         for _ in range(TRIES):
             drawn = _drawn(graph, mask, size, generator)
+            if torch.equal(drawn, mask):  # It cannot be its own control.
+                continue
             if abs(int(drawn.sum()) - size) < abs(int(best.sum()) - size) or not best.any():
                 best = drawn
             if int(best.sum()) == size:
                 break
-        found.append(best)
+        if best.any():
+            found.append(best)
     return torch.stack(found) if found else mask.new_zeros(0, *mask.shape)
 
 
@@ -246,14 +250,24 @@ def shuffled(behavior: Behavior, seed: int = 0) -> Behavior | None:
         seed: Seed of the shuffle.
 
     Returns:
-        The behavior, its answers and wrong answers moved on together so that none keeps its own
-        row; None where the target holds answers of its own, or there is one prompt only.
+        The behavior, what is asked of each prompt moved on so that none keeps its own; None where
+        the same is asked of all, or there is one prompt only.
     """
-    if behavior.answers is None or behavior.target is not None or len(behavior) < 2:
+    size = len(behavior)
+    if size < 2 or not _varies(behavior):
         return None
-    order = torch.randperm(len(behavior), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
     other = torch.empty_like(order)
     other[order] = order.roll(1)
-    other = other.to(behavior.answers.device)
-    wrong = None if behavior.wrong is None else behavior.wrong[other]
-    return dataclasses.replace(behavior, answers=behavior.answers[other], wrong=wrong)
+    moved = behavior.select(other)
+    asked = {name: getattr(moved, name) for name in ("target", "margin", "answers", "wrong")}
+    return dataclasses.replace(behavior, **asked)
+
+
+def _varies(behavior: Behavior) -> bool:
+    """Return whether prompts are asked different things."""
+    if behavior.target is None:
+        return behavior.answers is not None
+    own: list[Any] = [*vars(behavior.target).values()] if is_dataclass(behavior.target) else []
+    rows = [v for v in own if isinstance(v, Tensor) and v.ndim and len(v) == len(behavior)]
+    return any(bool((v != v[:1]).any()) for v in rows)

@@ -255,22 +255,30 @@ def head_inputs(anatomy: Anatomy, layer: int, site: Site, x: Tensor) -> HeadInpu
 
 def _turn(p: Tensor, q: Tensor, tolerance: float) -> Turn | None:
     """Return the turn that leads from p to q, both ``[head, example, position, d_head]``."""
-    factor = float((p * q).sum() / p.square().sum().clamp(min=1e-30))
+    factor = float((p * q).detach().sum() / p.square().sum().clamp(min=1e-30))
     none = torch.zeros(0, dtype=torch.long, device=p.device)
     plain = Turn(none, none, torch.ones(1, 1, 0, dtype=torch.complex64, device=p.device), factor)
     if _same(plain(p), q, tolerance):
         # A factor that rounding made is none.
         return dataclasses.replace(plain, rest=1.0) if abs(factor - 1.0) < tolerance else plain
     moved = (q - p).abs().amax((0, 1, 2)) > tolerance * q.abs().max()
-    width = int(moved.nonzero().max()) + 1
-    width += width % 2
-    half = torch.arange(width // 2, device=p.device)
-    for first, second in ((half, half + width // 2), (2 * half, 2 * half + 1)):
-        for pooled in (True, False):
-            turn = _fitted(p, q, first, second, pooled)
-            if turn is not None and _same(turn(p), q, tolerance):
-                return turn
+    for width in _widths(int(moved.nonzero().max()) + 1, p.shape[-1]):
+        half = torch.arange(width // 2, device=p.device)
+        for first, second in ((half, half + width // 2), (2 * half, 2 * half + 1)):
+            for pooled in (True, False):
+                turn = _fitted(p, q, first, second, pooled)
+                if turn is not None and _same(turn(p), q, tolerance):
+                    return turn
     return None
+
+
+def _widths(least: int, whole: int) -> list[int]:
+    """Return how many entries may be turned, the likeliest first.
+
+    At least those that moved; more, as the slowest pairs hardly move within a short prompt.
+    """
+    even = range(least + least % 2, whole + 1, 2)
+    return list(dict.fromkeys([*even[-1:], *even[:1], *even]))
 
 
 def _fitted(p: Tensor, q: Tensor, first: Tensor, second: Tensor, pooled: bool) -> Turn | None:
