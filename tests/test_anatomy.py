@@ -207,6 +207,24 @@ class Torch(nn.Module):
         return self.unembed(self.body(self.table(tokens)))
 
 
+class TorchDecoder(nn.Module):
+    """Torch's own decoder, which attends to a memory of the model's own."""
+
+    def __init__(self, norm_first: bool) -> None:
+        super().__init__()
+        self.table, self.memory = nn.Embedding(SIZE, WIDTH), nn.Parameter(torch.randn(1, 5, WIDTH))
+        layer = nn.TransformerDecoderLayer(
+            WIDTH, HEADS, 48, dropout=0.0, batch_first=True, norm_first=norm_first
+        )
+        self.body = nn.TransformerDecoder(layer, 2)
+        self.unembed = nn.Linear(WIDTH, SIZE)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+        memory = self.memory.expand(len(tokens), -1, -1)
+        return self.unembed(self.body(self.table(tokens), memory, tgt_mask=mask))
+
+
 def in_projection(model: Any, index: int) -> dict[str, Tensor]:
     at = model.body.layers[index].self_attn
     parts = at.in_proj_weight.reshape(3, HEADS, HEAD, WIDTH)
@@ -335,9 +353,9 @@ TABLE: dict[str, tuple[Callable[[], Any], Callable[[], Any], Any, str, str]] = {
             )
         ),
         images,
-        None,
-        "",
-        "",
+        separate("layers.{}.attention", "q_proj", "k_proj", "v_proj", "o_proj"),
+        "layers.{}.attention",
+        "layers.{}.mlp.fc2",
     ),
     "t5": (
         lambda: hf.T5ForConditionalGeneration(
@@ -436,10 +454,24 @@ TABLE: dict[str, tuple[Callable[[], Any], Callable[[], Any], Any, str, str]] = {
         "body.layers.{}.self_attn",
         "body.layers.{}.linear2",
     ),
+    "torch, decoder": (
+        lambda: TorchDecoder(norm_first=False),
+        ids,
+        in_projection,
+        "body.layers.{}.self_attn",
+        "body.layers.{}.linear2",
+    ),
+    "torch, pre-norm decoder": (
+        lambda: TorchDecoder(norm_first=True),
+        ids,
+        in_projection,
+        "body.layers.{}.self_attn",
+        "body.layers.{}.linear2",
+    ),
 }
 
 
-@pytest.mark.parametrize("name", [n for n, row in TABLE.items() if row[2] is not None])
+@pytest.mark.parametrize("name", TABLE)
 def test_weights_are_those_that_are_stored(name: str) -> None:
     make, example, stored, module, writer = TABLE[name]
     model = seeded(make)
@@ -457,13 +489,13 @@ def test_weights_are_those_that_are_stored(name: str) -> None:
             assert mlps[layer] == writer.format(layer)
 
 
-@pytest.mark.parametrize("name", [n for n in TABLE if n not in ("vit", "t5", "qwen3")])
+@pytest.mark.parametrize("name", [n for n in TABLE if n not in ("t5", "qwen3")])
 def test_weights_and_scale_reproduce_the_logits_of_attention(name: str) -> None:
     model, batch = seeded(TABLE[name][0]), TABLE[name][1]()
     anatomy = Anatomy.of(model, batch)
     with torch.no_grad(), tap(model) as seen:
         model(batch)
-    for layer, site in enumerate(seen.sites):
+    for layer, site in enumerate(s for s in seen.sites if not s.cross):
         reader = next(r for r in anatomy.readers if r.kind == "attention" and r.layer == layer)
         x = entering(model, batch, reader.module)
         x = x if reader.norm is None else reader.norm(x)
@@ -488,6 +520,15 @@ def entering(model: nn.Module, batch: Any, name: str) -> Tensor:
     return kept[0]
 
 
+def test_self_attention_of_t5_is_served_by_name() -> None:
+    anatomy = Anatomy.of(seeded(TABLE["t5"][0]), both())
+    name = "{}.block.0.layer.0.SelfAttention"
+    assert anatomy.modules == (name.format("encoder"), name.format("decoder"))
+    refused = [n.reason for n in anatomy.notes if n.kind == "refused"]
+    assert len(refused) == 1
+    assert refused[0].startswith("decoder.block.0.layer.1.EncDecAttention")
+
+
 def test_notes_say_what_is_approximate() -> None:
     said = {
         name: " ".join(map(str, Anatomy.of(seeded(TABLE[name][0]), TABLE[name][1]()).notes))
@@ -496,6 +537,7 @@ def test_notes_say_what_is_approximate() -> None:
     assert said["gpt2"] == ""
     assert "queries and keys are normalised" in said["qwen3"]
     assert "a norm follows before the stream" in said["gemma2"]
+    assert "soft-capped, c·tanh(·/c) with c = 50" in said["gemma2"]
     assert "EncDecAttention attends to another sequence" in said["t5"]
     assert "W_U: unknown" in said["bert"]
 
@@ -619,3 +661,51 @@ def test_models_without_attention_are_refused_by_name() -> None:
     mixer = nn.Sequential(nn.Flatten(), nn.Linear(768, 8))
     with pytest.raises(mi.NoAttentionError, match="Sequential"):
         Anatomy.of(mixer, images())
+
+
+def test_padding_and_packing_of_the_example_change_no_weight() -> None:
+    model = seeded(TABLE["llama"][0])
+    expected = Anatomy.of(model, ids())
+    real = torch.ones_like(ids())
+    real[0, :4] = 0
+    blocks = torch.block_diag(torch.ones(4, 4).tril(), torch.ones(5, 5).tril()).bool()
+    starts = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 4]).expand(2, -1)
+    long = torch.ones(14, 14).tril().bool()
+    for batch in (
+        {"attention_mask": real},
+        # Padding that is called position 1, where rotary embedding is not the identity.
+        {"attention_mask": real, "position_ids": (real.cumsum(1) - 1).masked_fill(real == 0, 1)},
+        {"attention_mask": blocks.expand(2, 1, 9, 9), "position_ids": starts},
+        {"input_ids": ids().repeat(1, 2)[:, :14], "attention_mask": long.expand(2, 1, 14, 14)},
+        {"position_ids": torch.arange(5, 14).expand(2, -1)},
+        {"use_cache": True},
+    ):
+        found = Anatomy.of(model, {"input_ids": ids(), **batch})
+        for name in ("W_Q", "W_K", "W_V", "W_O"):
+            for layer in range(2):
+                apart = getattr(found, name)[layer] - getattr(expected, name)[layer]
+                assert apart.abs().max() <= 1e-6, (name, list(batch))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda m: Anatomy.of("gpt2", ids()), "model: expected a torch module"),  # type: ignore[arg-type]
+        (lambda m: Anatomy.of(m, torch.rand(2, 4)), "example: expected a batch that GPT2LMHead"),
+        (lambda m: Anatomy.of(m, ids() + 1000), "example: expected a batch that GPT2LMHead"),
+        (lambda m: Anatomy.of(m, ids()[:0]), "example: expected a batch with at least one"),
+        (lambda m: Anatomy.of(m).kv_head(7), "layer: expected 0 to 1, got 7"),
+        (lambda m: Anatomy.of(m).grouped(0, "Q"), "which: expected 'K' or 'V'"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_cannot_be_used_is_named(wrong: Any, message: str) -> None:
+    model = seeded(TABLE["gpt2"][0]).train()
+    with pytest.raises(mi.ArgumentError, match=message):
+        wrong(model)
+    assert model.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_one_sequence_alone_is_a_batch() -> None:
+    model = seeded(TABLE["gpt2"][0])
+    assert torch.equal(Anatomy.of(model, ids()[0]).W_Q[1], Anatomy.of(model, ids()).W_Q[1])

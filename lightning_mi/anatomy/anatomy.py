@@ -111,7 +111,8 @@ class Anatomy:
         Raises:
             NoAttentionError: If the model computes no self-attention that can be observed, as a
                 state-space model or an MLP-mixer.
-            ArgumentError: If the example cannot be used.
+            ArgumentError: If the model is none, or cannot be run on the example.
+            ModelError: If no attention reads from a residual stream and writes to it.
         """
         from .build import anatomy_of
 
@@ -125,7 +126,11 @@ class Anatomy:
 
         Returns:
             Long ``[head]``.
+
+        Raises:
+            ArgumentError: If there is no such layer.
         """
+        self.module_of(layer)
         group = self.n_heads[layer] // self.n_kv_heads[layer]
         return torch.arange(self.n_heads[layer], device=self.W_Q[layer].device) // group
 
@@ -138,7 +143,14 @@ class Anatomy:
 
         Returns:
             Shape ``[head, d_model, d_head]``.
+
+        Raises:
+            ArgumentError: If there is no such layer, or ``which`` is neither.
         """
+        if which not in ("K", "V"):
+            raise ArgumentError.of(
+                "which", expected="'K' or 'V'", got=repr(which), do="W_Q has one for each head."
+            )
         weight = (self.W_K if which == "K" else self.W_V)[layer]
         return weight[self.kv_head(layer)]
 
@@ -179,20 +191,27 @@ class Anatomy:
             final_norm=_plain(self.final_norm),
         )
 
-    def approximate(self, layer: int | None = None) -> list[str]:
+    def approximate(
+        self, layer: int | None = None, circuit: Literal["QK", "OV"] | None = None
+    ) -> list[str]:
         """Return why scores that rest on this anatomy are approximate.
 
         Args:
             layer: Only what concerns this layer (and the whole model); None for everything.
+            circuit: Only what concerns where heads look (``"QK"``) or what they move (``"OV"``);
+                None for both.
 
         Returns:
             Sentences, empty where everything is exact.
         """
-        kinds = ("approximate", "unknown")
+        other = {"QK": ("W_V", "W_O"), "OV": ("W_Q", "W_K"), None: ()}[circuit]
         return [
             str(note)
             for note in self.notes
-            if note.kind in kinds and (layer is None or note.layer in (None, layer))
+            if note.kind in ("approximate", "unknown")
+            and (layer is None or note.layer in (None, layer))
+            # An unknown W_Q is that of a head of which nothing is known.
+            and not (note.kind == "approximate" and note.part in other)
         ]
 
     def module_of(self, layer: int) -> str:

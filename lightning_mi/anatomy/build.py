@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..batch import cloned
-from ..errors import ModelError
+from ..errors import ArgumentError, LightningMIError, ModelError
 from ..isolation import untouched
 from ..task import Task
 from .anatomy import Anatomy
 from .embeddings import Beginning
-from .example import made_up, shortened, widened, widened_batch
+from .example import made_up, shortened, unpadded, widened, widened_batch
 from .graph import after, readers_of, writers_of
 from .layers import Layer, Pass, layers_of, recorded_pass
 from .parts import Norm, ReaderInput
@@ -41,12 +41,46 @@ def anatomy_of(model: nn.Module, example: Any, task: Task | None) -> Anatomy:
         ModelError: If no attention reads from a residual stream and writes to it.
     """
     chosen = task or Task()
+    if not isinstance(model, nn.Module):
+        raise ArgumentError.of(
+            "model", expected="a torch module", got=f"a {type(model).__name__}", do="Pass a model."
+        )
     with untouched(model) as plain, torch.no_grad():
-        batch = shortened(made_up(plain) if example is None else cloned(example), chosen)
+        batch = made_up(plain) if example is None else _usable(example, chosen)
+        batch = unpadded(shortened(batch, chosen))
         wide = widened(plain)
         device = next(wide.parameters()).device.type
         with torch.autocast(device, enabled=False):
-            return _found(recorded_pass(wide, chosen, widened_batch(batch)))
+            return _found(_recorded(wide, chosen, widened_batch(batch)))
+
+
+def _usable(example: Any, task: Task) -> Any:
+    """Return a copy of the user's batch; one sequence of ids alone becomes a batch of one."""
+    single = isinstance(example, Tensor) and example.ndim == 1 and not example.is_floating_point()
+    batch = cloned(example[None] if single else example)
+    inputs = task.inputs(batch)
+    if not inputs.numel() or not inputs.ndim:
+        raise ArgumentError.of(
+            "example",
+            expected="a batch with at least one example",
+            got=f"inputs of shape {tuple(inputs.shape)}",
+            do="Pass one batch: Anatomy.of(model, batch).",
+        )
+    return batch
+
+
+def _recorded(model: nn.Module, task: Task, batch: Any) -> Pass:
+    try:
+        return recorded_pass(model, task, batch)
+    except LightningMIError:
+        raise
+    except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        raise ArgumentError.of(
+            "example",
+            expected=f"a batch that {type(model).__name__} can be run on",
+            got=f"one on which it fails: {type(error).__name__}: {str(error)[:200]}",
+            do="Pass a batch as the model is called with, or a Task that says how it is called.",
+        ) from error
 
 
 def _found(run: Pass) -> Anatomy:

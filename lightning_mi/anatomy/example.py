@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from ..batch import cut, tree_map
 from ..errors import ArgumentError
 from ..task import Task
 
-__all__ = ["made_up", "shortened", "widened", "widened_batch"]
+__all__ = ["made_up", "shortened", "unpadded", "widened", "widened_batch"]
 
 EXAMPLES, POSITIONS = 2, 12
 """The pass that is recorded is that short; longer sequences would tell nothing more."""
@@ -66,11 +67,37 @@ def shortened(batch: Any, task: Task) -> Any:
             return value
         if value.ndim == 2 and value.shape[1] == length:
             return value[:, :POSITIONS].contiguous()
+        if value.ndim > 2 and value.shape[-2:] == (length, length):  # a mask of blocks
+            return value[..., :POSITIONS, :POSITIONS].contiguous()
         others.append(value)
         return value
 
     shorter = tree_map(shorten, batch)
     return batch if others else shorter
+
+
+def unpadded(batch: Any) -> Any:
+    """Return a batch of token ids whose tokens all count, at positions from 0 on.
+
+    Weights depend neither on padding nor on where a sequence begins, but they are read at position
+    0, where rotary embeddings are the identity; a batch may put padding there, or call it 1.
+
+    Args:
+        batch: A batch whose inputs are token ids.
+
+    Returns:
+        A batch of the same structure.
+    """
+    if not isinstance(batch, Mapping):
+        return batch
+    plain = dict(batch)
+    mask, places = batch.get("attention_mask"), batch.get("position_ids")
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        plain["attention_mask"] = torch.ones_like(mask)
+    if isinstance(places, Tensor) and places.ndim in (1, 2):
+        counted = torch.arange(places.shape[-1], device=places.device, dtype=places.dtype)
+        plain["position_ids"] = counted.expand_as(places).clone()
+    return plain
 
 
 def widened(model: nn.Module) -> nn.Module:

@@ -245,6 +245,7 @@ def _note_streams(run: Pass) -> None:
     if not run.streams:
         run.note("writers", None, "unknown", "no sum was found that attentions write to")
     for stream in run.streams[:-1]:
-        names = ", ".join(run.flow.tape.sites[i][0].module for i in stream.sites)
-        reason = f"{names} write to another stream, which is not among the writers"
+        names = [run.flow.tape.sites[i][0].module for i in stream.sites]
+        verb = "writes" if len(names) == 1 else "write"
+        reason = f"{', '.join(names)} {verb} to another stream, which is not among the writers"
         run.note("writers", None, "approximate", reason)

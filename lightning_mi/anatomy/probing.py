@@ -99,7 +99,7 @@ def probed(
     z_rows = {p.site: _rows(p.heads * p.d_head, rows) for p in plans}
     count = max(len(rows), *(len(z) for z in z_rows.values()))
     asked, cells = _asked(task, batch, count, positions)
-    put = _Put(rows, z_rows, cells)
+    put = _Put(rows, z_rows, cells, {p.site: p.heads for p in plans})
     with ExitStack() as stack:
         for plan in plans:
             put.watch(stack, plan, modules)
@@ -109,10 +109,16 @@ def probed(
 
 
 class _Put:
-    """Puts rows in, and keeps what comes out."""
+    """Puts rows in, and keeps what comes out.
 
-    def __init__(self, rows: Tensor, z_rows: dict[int, Tensor], cells: int) -> None:
-        self.rows, self.z_rows, self.cells = rows, z_rows, cells
+    Where a mask is given with a single token, transformers packs the query heads that share keys
+    into the axis of positions.
+    """
+
+    def __init__(
+        self, rows: Tensor, z_rows: dict[int, Tensor], cells: int, heads: dict[int, int]
+    ) -> None:
+        self.rows, self.z_rows, self.cells, self.heads = rows, z_rows, cells, heads
         self.seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self.caught: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
         self._turns: dict[tuple[str, int], int] = defaultdict(int)
@@ -141,13 +147,18 @@ class _Put:
         if rows is None:
             return z
         batch, heads, length, width = z.shape
+        if heads != self.heads[index]:  # of one token, packed
+            return _filled(rows, batch).reshape(z.shape).to(z)
         filled = _filled(rows, batch * length).reshape(batch, length, heads, width)
         return filled.transpose(1, 2).to(z)
 
     def visit(self, index: int, site: Site) -> None:
         """Keep q, k and v."""
         if index in self.z_rows:
-            self.seen[index] = (site.q.detach(), site.k.detach(), site.v.detach())
+            q = site.q.detach()
+            if q.shape[1] != self.heads[index]:
+                q = q.reshape(len(q), self.heads[index], 1, -1)
+            self.seen[index] = (q, site.k.detach(), site.v.detach())
 
     def answers(self, plan: Plan) -> Answers:
         """Return what one attention answered."""
@@ -273,8 +284,7 @@ def _asked(task: Task, batch: Any, count: int, positions: int) -> tuple[Any, int
         def first(value: Any) -> Any:
             if not isinstance(value, Tensor) or not value.ndim or len(value) != size:
                 return value
-            one = value[:1]
-            one = one[:, :1] if one.ndim == 2 and one.shape[1] == length else one
+            one = _first_token(value[:1], length)
             return one.expand(count, *one.shape[1:]).clone()
 
         return tree_map(first, batch), count
@@ -287,3 +297,10 @@ def _asked(task: Task, batch: Any, count: int, positions: int) -> tuple[Any, int
         return value[:1].expand(examples, *value.shape[1:]).clone()
 
     return tree_map(repeated, batch), examples * positions
+
+
+def _first_token(one: Tensor, length: int) -> Tensor:
+    """Return what belongs to the first token: of ids, of a mask of padding or of blocks."""
+    if one.ndim == 2:
+        return one[:, :1] if one.shape[1] == length else one
+    return one[..., :1, :1] if one.ndim > 2 and one.shape[-2:] == (length, length) else one

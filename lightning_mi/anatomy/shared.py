@@ -5,10 +5,29 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..errors import ArgumentError
 from ..measurement import Context
 from .anatomy import Anatomy
 
-__all__ = ["shared_anatomy"]
+__all__ = ["check_anatomy", "shared_anatomy"]
+
+
+def check_anatomy(anatomy: object) -> None:
+    """Refuse what is no anatomy.
+
+    Args:
+        anatomy: What was given.
+
+    Raises:
+        ArgumentError: If it is anything else.
+    """
+    if not isinstance(anatomy, Anatomy):
+        raise ArgumentError.of(
+            "anatomy",
+            expected="an Anatomy",
+            got=f"a {type(anatomy).__name__}",
+            do="Find it with Anatomy.of(model, batch).",
+        )
 
 
 def shared_anatomy(model: nn.Module, context: Context) -> Anatomy:

@@ -71,6 +71,11 @@ def _judged(run: Pass, layer: Layer, found: Weights | None, width: int) -> tuple
     if found.W_O is None:
         run.note("W_O", layer.index, "unknown", "no module returns what the heads write")
         found = dataclasses.replace(found, W_O=unknown.W_O, b_O=unknown.b_O)
+    if layer.seen.softcap is not None:
+        reason = (
+            f"logits of its attention are soft-capped, c·tanh(·/c) with c = {layer.seen.softcap:g}"
+        )
+        run.note("W_Q", layer.index, "approximate", reason)
     if layer.term is not None and layer.term.norm is not None:
         run.note("W_O", layer.index, "approximate", "a norm follows before the stream")
     if layer.read is None or layer.read.module is None:
