@@ -600,6 +600,18 @@ def test_wrong_questions_are_refused() -> None:
         logit_lens(model, ids, anatomy=dataclasses.replace(anatomy, W_U=None))
     with pytest.raises(ArgumentError, match="no such sum"):
         LogitAttribution(target=LogProbability())
+    for message, wrong in (
+        ("answer: expected token ids, got ' Mary'", lambda: logit_attribution(model, ids, " Mary")),  # type: ignore[arg-type]
+        ("anatomy: expected an Anatomy", lambda: logit_attribution(model, ids, 3, anatomy=3)),  # type: ignore[arg-type]
+        ("top: expected a positive int", lambda: logit_lens(model, ids, top=0)),
+        ("layer: expected 0 to 2", lambda: logit_lens(model, ids).logits(17)),
+        ("count: expected a positive int", lambda: top_attended(torch.rand(2, 3), 0)),
+        ("count: expected a positive int", lambda: logit_attribution(model, ids, 3).top(0)),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            wrong()
+    assert Patterns(heads="L1H0").heads == ("L1H0",)  # type: ignore[arg-type]
+    assert list(attention_patterns(model, ids, "L1H0")) == [Head(1, 0)]
 
 
 # As measurements.
@@ -651,6 +663,77 @@ def test_a_named_target_is_what_is_asked() -> None:
         found = logit_attribution(model, ids, 3, wrong=5)
     assert torch.allclose(panels["by_example"].values, found.values[:, 4], atol=1e-5)
     assert panels["heads"].convention["position"] == [4, 4]
+
+
+def test_neurons_as_a_measurement() -> None:
+    model, ids = loud(gpt2()), text()
+    asked = LogitAttribution(target=LogitDifference(3, other=5, position=4), neurons=1)
+    panels = {r.what: r.panel for r in mi.measure(model, asked, batch=ids)}
+    with torch.no_grad():
+        found = logit_attribution(model, ids, 3, wrong=5, neurons=1)
+    assert found.neurons is not None
+    assert panels["neurons"].axes == ("neuron",)
+    assert torch.allclose(panels["neurons"].values, found.neurons[:, 4].mean(0), atol=1e-5)
+    assert panels["neurons"].convention["layer"] == 1
+    with pytest.raises(ArgumentError, match="neurons: expected a layer, counted from 0"):
+        LogitAttribution(neurons=-1)
+    with pytest.raises(ArgumentError, match="neurons: expected a layer with an MLP"):
+        mi.measure(model, LogitAttribution(neurons=7), batch=ids)
+
+
+class PositionsFirst(nn.Module):
+    """Torch's own layers as they are by default: positions before examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.places = nn.Embedding(40, 16), nn.Embedding(32, 16)
+        layer = nn.TransformerEncoderLayer(16, 2, 24, dropout=0.0, norm_first=True)
+        self.body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.norm, self.unembed = nn.LayerNorm(16), nn.Linear(16, 40)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        length = ids.shape[1]
+        mask = nn.Transformer.generate_square_subsequent_mask(length)
+        x = self.table(ids) + self.places(torch.arange(length))
+        x = self.body(x.transpose(0, 1), mask=mask)
+        out: Tensor = self.unembed(self.norm(x)).transpose(0, 1)
+        return out
+
+
+@pytest.mark.parametrize(("count", "length"), [(3, 8), (8, 8), (1, 8)])
+def test_positions_before_examples(count: int, length: int) -> None:
+    torch.manual_seed(0)
+    model, ids = loud(PositionsFirst()), text(count, length)
+    with torch.no_grad():
+        found = logit_attribution(model, ids, 5, wrong=7, neurons=1)
+        lens, logits = logit_lens(model, ids), model(ids)
+    assert torch.allclose(found.logit, logits[..., 5] - logits[..., 7], atol=1e-5)
+    assert found.gap < 1e-5
+    assert torch.allclose(lens.logits(-1), logits, atol=1e-4)
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    assert torch.allclose(lens.entropy[-1], entropy, atol=1e-4)
+    # Neurons differ from their MLP by its bias alone, the same for all up to the norm's scale.
+    assert found.neurons is not None
+    bias = model.body.layers[1].linear2.bias
+    direction = model.norm.weight * (model.unembed.weight[5] - model.unembed.weight[7])
+    with torch.no_grad():
+        scale = found.anatomy.final_norm.scale(lens.streams[-1])[..., 0]  # type: ignore[union-attr]
+        constant = (bias - bias.mean()) @ direction / scale
+    mlp = found.values[..., found.labels.index("MLP1")]
+    assert torch.allclose(found.neurons.sum(-1) + constant, mlp, atol=1e-4)
+
+
+def test_packed_documents_are_attributed_as_they_are_alone() -> None:
+    model = loud(llama())
+    places, _, block = packed((7, 9))
+    ids = text(1, 16)
+    whole = {"input_ids": ids, "attention_mask": block, "position_ids": places}
+    with torch.no_grad():
+        found = logit_attribution(model, whole, 5, wrong=7)
+        alone = [logit_attribution(model, part, 5, wrong=7) for part in (ids[:, :7], ids[:, 7:])]
+    assert found.gap < 1e-5
+    joined = torch.cat([part.values for part in alone], 1)
+    assert torch.allclose(found.values, joined, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 import lightning_mi as mi
 from lightning_mi import ArgumentError, Head
+from lightning_mi.anatomy import Note
 from lightning_mi.behaviors import RepeatedTokens
-from lightning_mi.circuits import HeadRoles, HeadScores, head_roles
+from lightning_mi.circuits import HeadRoles, HeadScores, head_roles, head_scores
 from lightning_mi.circuits.readout.roles import ROLES
 
 PROTOCOL = RepeatedTokens(length=16, bos=0, sequences=4)
@@ -135,6 +136,29 @@ def test_bad_margins_and_roles() -> None:
         HeadRoles(margin=-1.0)
     with pytest.raises(ArgumentError, match="role: expected one of"):
         head_roles(Oracle(1.0), PROTOCOL).heads("inductive")
+
+
+def test_roles_that_rest_on_weights_say_what_is_approximate() -> None:
+    model = WholeOracle(30.0)
+    note = Note("W_O", 1, "approximate", "a norm follows")
+    query = Note("W_Q", 1, "approximate", "queries pass a norm")
+    anatomy = dataclasses.replace(stated_oracle(model), notes=(note, query))
+    assert head_roles(model, PROTOCOL, anatomy=anatomy).approximate == (str(note),)
+    context = mi.Context(model)
+    context.shared("anatomy", lambda: anatomy)
+    panels = HeadRoles(tokens=PROTOCOL)(model, context)
+    assert list(panels["copying"].convention["approximate"]) == [str(note)]
+    assert "approximate" not in panels["induction"].convention
+
+
+def test_tokens_that_are_no_protocol() -> None:
+    ids = PROTOCOL.tokens(60)
+    with pytest.raises(ArgumentError, match="tokens: expected a RepeatedTokens protocol"):
+        head_roles(gpt2(), ids)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="tokens: expected token ids"):
+        head_scores(gpt2(), PROTOCOL)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="anatomy: expected an Anatomy"):
+        head_roles(gpt2(), PROTOCOL, anatomy=3)  # type: ignore[arg-type]
 
 
 def test_a_window_that_is_too_short_gives_a_reason() -> None:

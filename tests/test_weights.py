@@ -26,12 +26,15 @@ from lightning_mi.anatomy import Anatomy, Norm, ReaderInput, Writer
 from lightning_mi.circuits import (
     Composition,
     Copying,
+    HeadDirections,
     SubspaceOverlap,
     Vocabulary,
     composition,
     copying_score,
     matching_score,
+    principal_angles,
     singular_directions,
+    subspace_overlap,
     vocabulary,
 )
 from lightning_mi.circuits.weights.copying import copying_null
@@ -280,11 +283,29 @@ def test_equal_singular_values_are_marked() -> None:
         lambda: Copying(vocabulary=1),
         lambda: SubspaceOverlap(reads=("O",)),
         lambda: SubspaceOverlap(energy=2.0),
+        lambda: SubspaceOverlap(k=0),
+        lambda: HeadDirections(),
+        lambda: HeadDirections(heads=("MLP0",)),
+        lambda: HeadDirections(heads=("L0H0",), which=("VO",)),
+        lambda: HeadDirections(heads=("L0H0",), count=0),
+        lambda: singular_directions(with_tokens(random_anatomy()), "L0H0", count=0),
+        lambda: principal_angles(random_anatomy(), "L0H9", "L1H0.k"),
+        lambda: principal_angles(random_anatomy(), "L0H0", "L1H0"),
+        lambda: vocabulary(with_tokens(random_anatomy()), size=0),
     ],
 )
 def test_wrong_arguments_are_refused(wrong: Any) -> None:
     with pytest.raises(ArgumentError):
         wrong()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [composition, subspace_overlap, copying_score, matching_score, vocabulary],
+)
+def test_a_model_is_no_anatomy(wrong: Any) -> None:
+    with pytest.raises(ArgumentError, match="anatomy: expected an Anatomy, got a Linear"):
+        wrong(nn.Linear(2, 2))
 
 
 # Measurements.
@@ -354,6 +375,36 @@ def test_overlap_panels_store_how_many_directions() -> None:
     assert panels["K_strongest"].item() == pytest.approx(float(best))
 
 
+def test_the_strongest_pair_has_its_angles() -> None:
+    a = random_anatomy()
+    about = SubspaceOverlap(reads=("K",), k=3)(*context_of(a))["K_strongest"].convention
+    writer, reader = about["pair"].split(" -> ")
+    expected = principal_angles(a, writer, reader, k=3)
+    assert about["angles"] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_direction_panels_name_tokens_at_both_ends() -> None:
+    a = with_tokens(random_anatomy((3, 3), d_head=(5, 2)))
+    chosen = HeadDirections(heads=("L0H2", "L1H0"), count=4, tokens=3)
+    model, context = context_of(a)
+    context.decode = lambda ids: [f"<{i}>" for i in ids]
+    panels = chosen(model, context)
+    assert list(panels) == ["OV", "OV_read", "OV_written", "QK", "QK_read", "QK_written"]
+    found = singular_directions(a, "L0H2", "QK", count=4)
+    dense = a.W_Q[0][2] @ a.grouped(0, "K")[2].mT
+    sizes = torch.linalg.svdvals(dense)
+    assert torch.allclose(panels["QK"].values[0], sizes[:4])
+    assert panels["QK"].values[1].isnan().tolist() == [False, False, True, True]
+    assert "fewer" in panels["QK"].convention["reason"]
+    written = panels["QK_written"]
+    assert written.axes == ("head", "feature", "token")
+    order = found.written[1].argsort(descending=True).tolist()
+    labels = written.coords["head,feature,token"][0][1]
+    assert labels == [f"<{i}>" for i in (*order[:3], *order[-3:])]
+    assert float(written.values[0, 1, 0]) == pytest.approx(float(found.written[1].max()))
+    assert float(written.values[0, 1, 5]) == pytest.approx(float(found.written[1].min()))
+
+
 def test_copying_panels_carry_null_and_embedding() -> None:
     a = with_tokens(random_anatomy())
     panels = Copying(kinds=KINDS, tied=False, vocabulary=20)(*context_of(a))
@@ -373,9 +424,16 @@ def test_copying_without_tokens_is_undefined() -> None:
 def test_what_is_approximate_stands_in_every_convention() -> None:
     from lightning_mi.anatomy import Note
 
-    note = Note("W_Q", 1, "approximate", "queries pass a norm")
-    a = with_tokens(random_anatomy(notes=(note,)))
+    query = Note("W_Q", 1, "approximate", "queries pass a norm")
+    output = Note("W_O", 1, "approximate", "a norm follows")
+    a = with_tokens(random_anatomy(notes=(query, output)))
     where = context_of(a)
-    for measurement in (Composition(), Copying(tied=False), SubspaceOverlap()):
+    directions = HeadDirections(heads=("L1H0",))
+    for measurement in (Composition(), Copying(tied=False), SubspaceOverlap(), directions):
         for name, panel in measurement(*where).items():
-            assert panel.convention["approximate"] == [str(note)], name
+            said = panel.convention["approximate"]
+            # Q and K rest on what the writer writes as well; values rest on no query.
+            looks = name == "matching" or name.startswith("QK")
+            moves = name[0] == "V" or name.startswith("OV") or measurement.name == "copying"
+            expected = [str(query)] if looks else [str(output)] if moves else [*map(str, a.notes)]
+            assert said == expected, name

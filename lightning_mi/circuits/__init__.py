@@ -88,6 +88,7 @@ from .readout import (
 from .weights import (
     Composition,
     Copying,
+    HeadDirections,
     SingularDirections,
     SubspaceOverlap,
     Subspaces,
@@ -112,6 +113,7 @@ __all__ = [
     "EdgeAttribution",
     "Composition",
     "Copying",
+    "HeadDirections",
     "SubspaceOverlap",
     "LogitAttribution",
     "LogitLens",

@@ -50,7 +50,17 @@ def scored(model: nn.Module, context: Context, tokens: RepeatedTokens | None) ->
 
     Returns:
         The tables.
+
+    Raises:
+        ArgumentError: If tokens are no protocol.
     """
+    if tokens is not None and not isinstance(tokens, RepeatedTokens):
+        raise ArgumentError.of(
+            "tokens",
+            expected="a RepeatedTokens protocol, or None",
+            got=f"a {type(tokens).__name__}",
+            do="Pass for example RepeatedTokens(length=25); head_scores takes token ids.",
+        )
     key: Hashable = ("circuits.heads", tokens)
 
     def compute() -> Scored:

@@ -102,6 +102,13 @@ def check_tokens(tokens: Tensor, model: nn.Module) -> None:
     Raises:
         ArgumentError: If it is not.
     """
+    if not isinstance(tokens, Tensor):
+        raise ArgumentError.of(
+            "tokens",
+            expected="token ids [sequence, position]",
+            got=f"a {type(tokens).__name__}",
+            do="A protocol makes them: RepeatedTokens().tokens(vocabulary size).",
+        )
     seen = f"shape {tuple(tokens.shape)} of {str(tokens.dtype)[6:]} on {tokens.device}"
     home = next((p.device for p in model.parameters()), tokens.device)
     wrong = tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex()

@@ -25,11 +25,13 @@ class Copied:
         matched: The largest absolute score under three shuffles of the tokens that W_U stands for:
             the same weights, which then copy nothing.
         reason: Why there are none, or empty.
+        approximate: Why they say less than they seem to, empty where they are exact.
     """
 
     scores: Tensor
     matched: Tensor
     reason: str = ""
+    approximate: tuple[str, ...] = ()
 
 
 def copied(model: nn.Module, context: Context, shape: torch.Size, seed: int = 0) -> Copied:
@@ -72,4 +74,5 @@ def _copied(model: nn.Module, context: Context, shape: torch.Size, seed: int) ->
     if scores.shape != shape:
         nothing = torch.full(shape, torch.nan)
         return Copied(nothing, nothing, "the anatomy has other layers than the forward pass")
-    return Copied(scores, torch.stack(nulls).amax(0))
+    approximate = tuple(anatomy.approximate(circuit="OV"))
+    return Copied(scores, torch.stack(nulls).amax(0), approximate=approximate)

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ...anatomy import Anatomy
+from ...errors import ArgumentError
 from ...isolation import untouched
 from ...task import IGNORED, NextToken, Task
 from ..heads.layout import layout_of
+from ..weights.factors import check_count
 from .patterns import batched
 from .running import Passed, final_logits, passed
 from .writing import tokens_of
@@ -63,7 +65,15 @@ class Lens:
 
         Returns:
             Shape ``[example, position, token]``, in single precision at least.
+
+        Raises:
+            ArgumentError: If there is no such layer.
         """
+        count = len(self.streams)
+        if not -count <= layer < count:
+            raise ArgumentError.of(
+                "layer", expected=f"0 to {count - 1}", got=layer, do=f"Entries are {self.labels}."
+            )
         return final_logits(self.streams[layer], self.anatomy)
 
 
@@ -97,10 +107,12 @@ def logit_lens(
         to activations where grad is enabled (ranks are not).
 
     Raises:
-        ArgumentError: If a token does not exist or has another shape than expected.
+        ArgumentError: If a token does not exist or has another shape than expected, or ``top`` is
+            not positive.
         ModelError: If the logits are not read linearly from the stream, or padding shifts what is
             measured.
     """
+    check_count(top, "top")
     batch, chosen = batched(tokens), task or NextToken()
     wants_grad = torch.is_grad_enabled()
     with untouched(model) as plain, torch.set_grad_enabled(wants_grad):

@@ -16,6 +16,7 @@ from ...nodes import Head, parse
 from ...task import Task
 from ..heads.entries import BLOCK, queries_of
 from ..heads.layout import layout_of, require_harmless_padding
+from ..weights.factors import check_count
 
 __all__ = [
     "Attending",
@@ -57,10 +58,14 @@ def top_attended(pattern: Tensor, count: int = 3) -> tuple[Tensor, Tensor]:
     Returns:
         Attention and key positions, each ``[…, query, count]``, most attended first.
 
+    Raises:
+        ArgumentError: If count is not positive.
+
     Example:
         >>> top_attended(torch.tensor([[0.2, 0.7, 0.1]]), 2)[1]
         tensor([[1, 0]])
     """
+    check_count(count, "count")
     best = pattern.topk(min(count, pattern.shape[-1]), -1)
     return best.values, best.indices
 
@@ -68,7 +73,7 @@ def top_attended(pattern: Tensor, count: int = 3) -> tuple[Tensor, Tensor]:
 def attention_patterns(
     model: nn.Module,
     batch: Any,
-    heads: Sequence[Head | str] | None = None,
+    heads: Sequence[Head | str] | Head | str | None = None,
     *,
     task: Task | None = None,
 ) -> dict[Head, Tensor]:
@@ -80,7 +85,7 @@ def attention_patterns(
     Args:
         model: Any model with attention; its mode and state are left as they are.
         batch: What it is run on: token ids (one sequence alone as well), or any batch.
-        heads: Heads such as ``Head(1, 3)`` or ``"L1H3"``; None takes all of them.
+        heads: Heads such as ``Head(1, 3)`` or ``"L1H3"``, or one; None takes all of them.
         task: How the model is called; None calls it with the batch.
 
     Returns:
@@ -260,11 +265,11 @@ def _blocks(site: Site) -> Iterator[tuple[slice, slice]]:
             )
 
 
-def heads_named(heads: Sequence[Head | str]) -> list[Head]:
+def heads_named(heads: Sequence[Head | str] | Head | str) -> list[Head]:
     """Return heads of their names.
 
     Args:
-        heads: Heads, or names such as ``"L1H3"``.
+        heads: Heads, or names such as ``"L1H3"``; one alone as well.
 
     Returns:
         The heads, in order.
@@ -272,7 +277,8 @@ def heads_named(heads: Sequence[Head | str]) -> list[Head]:
     Raises:
         ArgumentError: If a name is no head's.
     """
-    found = [parse(h) if isinstance(h, str) else h for h in heads]
+    given = [heads] if isinstance(heads, str | Head) else heads
+    found = [parse(h) if isinstance(h, str) else h for h in given]
     wrong = [str(h) for h in found if not isinstance(h, Head)]
     if wrong:
         raise ArgumentError.of(

@@ -15,6 +15,7 @@ from ...record import Panel, scalar
 from ...target import Logit, LogitDifference, TargetOption, positions, select
 from ...task import IGNORED
 from .lens import Lens, lens_of
+from .neurons import neurons_of
 from .running import Passed, passed
 from .writing import WriterAttribution, attributed, tokens_of
 
@@ -26,7 +27,8 @@ class LogitAttribution:
     """What each part writes into the answer to the measured batch; see `logit_attribution`.
 
     Panels in logits, at the position that the target reads: ``heads`` over (layer, head) and
-    ``writers`` over (writer), means over examples; ``by_example`` over (example, writer). Scalars:
+    ``writers`` over (writer), means over examples; ``by_example`` over (example, writer); for a
+    chosen layer ``neurons`` over (neuron), each neuron of its MLP, mean over examples. Scalars:
     ``logit``, the mean of what they add up to, and ``gap``, the largest difference between the sum
     of the parts and the model's own logit, relative to the largest logit.
 
@@ -34,9 +36,10 @@ class LogitAttribution:
         name: First part of the records' names.
         target: A `Logit` or a `LogitDifference`; None takes the true next token against the best
             of the others.
+        neurons: A layer whose MLP is split into neurons as well.
 
     Raises:
-        ArgumentError: If the target is not linear in the logits.
+        ArgumentError: If the target is not linear in the logits, or ``neurons`` no layer.
 
     Example:
         >>> from lightning_mi import LogitDifference
@@ -46,9 +49,15 @@ class LogitAttribution:
 
     name: str = "logit_attribution"
     target: TargetOption = None
+    neurons: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the target."""
+        """Check target and layer."""
+        layer = self.neurons
+        if layer is not None and (isinstance(layer, bool) or layer < 0):
+            raise ArgumentError.of(
+                "neurons", expected="a layer, counted from 0", got=repr(layer), do="Name one."
+            )
         linear = self.target is None or type(self.target) in (Logit, LogitDifference, int)
         if not linear:
             raise ArgumentError.of(
@@ -78,8 +87,27 @@ class LogitAttribution:
             real = torch.zeros(shape, dtype=torch.bool, device=place.device)
             real[torch.arange(len(place), device=place.device), place] = True
             others = None if wrong is None else wrong[:, None].expand(shape)
-            found = attributed(seen, answer[:, None].expand(shape), others, real)
-        return _attribution_panels(found, answer, wrong, place, context)
+            split = self._split(model, seen, context)
+            found = attributed(seen, answer[:, None].expand(shape), others, real, split)
+        panels = _attribution_panels(found, answer, wrong, place, context)
+        if found.neurons is not None:
+            about = dict(panels["writers"].convention)
+            about |= {
+                "layer": self.neurons,
+                "what": "what each neuron of the MLP adds, its bias apart",
+            }
+            rows = torch.arange(len(place), device=place.device)
+            each = found.neurons[rows, place].mean(0)
+            coords = {"neuron": range(len(each))}
+            panels["neurons"] = Panel(each, ("neuron",), coords, "logits", about)
+        return panels
+
+    def _split(
+        self, model: nn.Module, seen: Passed, context: Context
+    ) -> tuple[int, Tensor, Tensor] | None:
+        if self.neurons is None:
+            return None
+        return neurons_of(model, seen.anatomy, context.task, context.batch, self.neurons)
 
 
 def _shared_pass(model: nn.Module, context: Context) -> Passed:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...anatomy import Anatomy
+from ...anatomy.shared import check_anatomy
 from ...behaviors import RepeatedTokens
 from ...errors import ArgumentError
 from ...isolation import untouched
@@ -56,6 +57,8 @@ class Roles:
         margin: The excess from which a head has a role.
         modules: Name of the module of each layer.
         reasons: By role, why there is nothing to say.
+        approximate: Why copying and anti-copying, which rest on the weights, say less than they
+            seem to; empty where they are exact.
     """
 
     excess: Mapping[str, Tensor]
@@ -65,6 +68,7 @@ class Roles:
     margin: float
     modules: tuple[str, ...]
     reasons: Mapping[str, str] = field(default_factory=dict)
+    approximate: tuple[str, ...] = ()
 
     def heads(self, role: str) -> tuple[Head, ...]:
         """Return the heads that have a role, the clearest first.
@@ -134,7 +138,7 @@ def head_roles(
         Excess, scores, nulls and roles of every head.
 
     Raises:
-        ArgumentError: If the margin is out of range.
+        ArgumentError: If the margin is out of range, or tokens are no protocol.
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -143,12 +147,14 @@ def head_roles(
         ()
     """
     _check_margin(margin)
+    if anatomy is not None:
+        check_anatomy(anatomy)
     with untouched(model) as plain, torch.no_grad():
         context = Context(plain, task=task)
         if anatomy is not None:
             known = anatomy
             context.shared("anatomy", lambda: known)
-        found = scored(plain, context, tokens or RepeatedTokens())
+        found = scored(plain, context, RepeatedTokens() if tokens is None else tokens)
         shape = found.main.scores["induction"].shape[1:]
         return roles_of(found, copied(plain, context, shape), margin)
 
@@ -179,7 +185,8 @@ def roles_of(found: Scored, copying: Copied, margin: float) -> Roles:
         excess[role] = torch.stack([_above(score, null), _above(score, other)]).amin(0)
         scores[role], uniform[role], matched[role] = score, null, other
     reasons = {role: _reason(role, copying) for role, v in excess.items() if v.isnan().all()}
-    return Roles(excess, scores, uniform, matched, margin, tuple(found.main.modules), reasons)
+    modules = tuple(found.main.modules)
+    return Roles(excess, scores, uniform, matched, margin, modules, reasons, copying.approximate)
 
 
 def _reason(role: str, copying: Copied) -> str:
@@ -273,5 +280,7 @@ def _panel(role: str, roles: Roles, found: Scored) -> Panel:
     }
     if role in roles.reasons:
         about["reason"] = roles.reasons[role]
+    if role not in ROLES and roles.approximate:
+        about["approximate"] = roles.approximate
     coords = {"layer": range(values.shape[0]), "head": range(values.shape[1])}
     return Panel(values, ("layer", "head"), coords, "1", about)

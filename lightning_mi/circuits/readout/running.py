@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ...anatomy import Anatomy, Norm, ReaderInput
+from ...anatomy.shared import check_anatomy
 from ...anatomy.tape import named, tensors
 from ...attention import Site, tap
+from ...batch import tree_map
 from ...errors import ModelError
 from ...task import Task
 from ..heads.layout import layout_of, require_harmless_padding
@@ -32,6 +35,7 @@ class Passed:
         z: For each layer ``[example, head, position, d_head]``.
         entering: For each reader of the anatomy the stream ``[example, position, d]``.
         norms: What entered each norm that the whole stream passes.
+        turned: Whether the model itself has positions before examples.
     """
 
     anatomy: Anatomy
@@ -40,6 +44,7 @@ class Passed:
     z: tuple[Tensor, ...]
     entering: tuple[Tensor, ...]
     norms: dict[str, Tensor]
+    turned: bool = False
 
     @property
     def final(self) -> Tensor:
@@ -67,6 +72,7 @@ def passed(model: nn.Module, anatomy: Anatomy, task: Task, batch: Any) -> Passed
         ModelError: If the anatomy does not say where logits are read, or they are no logits of
             positions.
     """
+    check_anatomy(anatomy)
     logits = _logits_reader(model, anatomy)
     inputs = task.inputs(batch)
     require_harmless_padding(model, task, inputs, layout_of(batch, inputs))
@@ -99,14 +105,16 @@ def passed(model: nn.Module, anatomy: Anatomy, task: Task, batch: Any) -> Passed
     written = [
         _shaped(outs.next(w.module, w.output), shape) if w.module else None for w in anatomy.writers
     ]
-    return Passed(
-        anatomy,
-        outputs,
-        tuple(written),
-        tuple(z),
-        tuple(_first(ins.next(r.module), r.module, shape) for r in readers),
-        {name: _first(ins.next(name), name, shape) for name in through},
-    )
+    entering = [_first(ins.next(r.module), r.module, shape) for r in readers]
+    norms = {name: _first(ins.next(name), name, shape) for name in through}
+    turned = _is_turned(entering[-1], anatomy, outputs)
+    if turned and shape[0] == shape[1]:
+        return _of_all_but_one(passed(model, anatomy, task, _with_one_more(batch, shape[0])))
+    if turned:
+        written = [None if w is None else _turned(w, shape) for w in written]
+        entering = [_turned(e, shape) for e in entering]
+        norms = {name: _turned(n, shape) for name, n in norms.items()}
+    return Passed(anatomy, outputs, tuple(written), tuple(z), tuple(entering), norms, turned)
 
 
 def final_logits(stream: Tensor, anatomy: Anatomy) -> Tensor:
@@ -193,6 +201,54 @@ class _Calls:
             return None
         entries = calls[min(turn, len(calls) - 1)]
         return entries[output] if output < len(entries) else None
+
+
+def _is_turned(final: Tensor, anatomy: Anatomy, outputs: Tensor) -> bool:
+    """Say whether a stream has positions first, as torch's own layers do by default."""
+    count, length = outputs.shape[:2]
+    if final.shape[:2] != (length, count):
+        return False
+    if count != length:
+        return True
+    # A square batch: only the logits tell.
+    with torch.no_grad():
+        own, read = wide(outputs.detach()), final_logits(final.detach(), anatomy)
+        return bool((read.transpose(0, 1) - own).abs().max() < (read - own).abs().max())
+
+
+def _with_one_more(batch: Any, count: int) -> Any:
+    """Return the batch with its first example again at the end.
+
+    In a square batch the axes of a tensor cannot be told apart, and embeddings may well be made
+    before a model puts positions first.
+    """
+
+    def grown(value: Any) -> Any:
+        many = isinstance(value, Tensor) and value.ndim and len(value) == count
+        return torch.cat([value, value[:1]]) if many else value
+
+    return tree_map(grown, batch)
+
+
+def _of_all_but_one(seen: Passed) -> Passed:
+    count = len(seen.outputs)
+
+    def less(value: Tensor) -> Tensor:
+        return value[:-1] if value.ndim > 2 and len(value) == count else value
+
+    return dataclasses.replace(
+        seen,
+        outputs=less(seen.outputs),
+        written=tuple(None if w is None else less(w) for w in seen.written),
+        z=tuple(less(z) for z in seen.z),
+        entering=tuple(less(e) for e in seen.entering),
+        norms={name: less(n) for name, n in seen.norms.items()},
+    )
+
+
+def _turned(value: Tensor, shape: torch.Size) -> Tensor:
+    """Return ``[example, position, d]`` of a value with positions first."""
+    return value.transpose(0, 1) if value.shape[:2] == shape[::-1] else value
 
 
 def _shaped(value: Tensor | None, shape: torch.Size) -> Tensor | None:

@@ -48,8 +48,8 @@ class Patterns:
 
     def __post_init__(self) -> None:
         """Check names and number."""
-        object.__setattr__(self, "heads", tuple(self.heads))
-        heads_named(self.heads)
+        # A lone name is one head, not a head for each of its letters.
+        object.__setattr__(self, "heads", tuple(str(h) for h in heads_named(self.heads)))
         if isinstance(self.top, bool) or self.top < 1:
             raise ArgumentError.of(
                 "top", expected="a positive int", got=repr(self.top), do="The default is 3."

@@ -21,6 +21,7 @@ from ...isolation import untouched
 from ...nodes import Head
 from ...task import IGNORED, NextToken, Task
 from ..heads.layout import layout_of
+from ..weights.factors import check_count
 from .neurons import neurons_of
 from .patterns import batched
 from .running import Passed, passed, unembedding, wide
@@ -102,7 +103,11 @@ class WriterAttribution:
 
         Returns:
             Labels to logits, largest first.
+
+        Raises:
+            ArgumentError: If count is not positive, or an example has no such position.
         """
+        check_count(count, "count")
         row = self.at(position)[example].detach()
         order = row.abs().argsort(descending=True)[:count].tolist()
         return {self.labels[i]: float(row[i]) for i in order}
@@ -347,6 +352,8 @@ def _neurons(
     if writer.norm is not None and written is not None:
         direction = _back(writer.norm, direction, writer.norm.scale(wide(written)))
     back = direction @ weight.to(direction).mT
+    if seen.turned and activations.ndim == 3:
+        activations = activations.transpose(0, 1)
     return wide(activations).reshape(back.shape) * back
 
 
@@ -392,7 +399,12 @@ def tokens_of(
                 argument, expected="a token", got="None", do="No next token is known: name one."
             )
         return labels.to(device)
-    tokens = torch.as_tensor(given, device=device)
+    try:
+        tokens = torch.as_tensor(given, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentError.of(
+            argument, expected="token ids", got=repr(given), do="Encode text with its tokenizer."
+        ) from None
     tokens = tokens[:, None] if tokens.ndim == 1 else tokens
     fits = tokens.ndim == 0 or (tokens.ndim == 2 and tokens.shape[1] in (1, shape[1]))
     if not fits or tokens.is_floating_point() or (tokens.ndim and len(tokens) not in (1, shape[0])):

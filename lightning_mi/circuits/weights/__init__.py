@@ -5,7 +5,7 @@ from __future__ import annotations
 from .bases import Subspaces, subspaces
 from .composing import Composition, composition, composition_z
 from .copying import Copying, copying_score, matching_score
-from .directions import SingularDirections, singular_directions
+from .directions import HeadDirections, SingularDirections, singular_directions
 from .overlap import SubspaceOverlap, principal_angles, subspace_overlap
 from .tokens import Vocabulary, vocabulary
 
@@ -13,6 +13,7 @@ __all__ = [
     # measurements
     "Composition",
     "Copying",
+    "HeadDirections",
     "SubspaceOverlap",
     # pure functions
     "composition",

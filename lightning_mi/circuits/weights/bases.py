@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...anatomy.shared import check_anatomy
 from ...errors import ArgumentError
 from ...nodes import Head, Reader
 from .factors import centres, padded, reads, role_of, triangle, unit, writes
@@ -117,6 +118,7 @@ def subspaces(
         ArgumentError: If the input is none of those, energy is not in (0, 1], or k not in
             1 … d_head.
     """
+    check_anatomy(anatomy)
     role = role_of(reads_for, "reads")
     _check(anatomy, energy, k)
 

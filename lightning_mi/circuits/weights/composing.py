@@ -168,7 +168,7 @@ class Composition:
         panels |= {n: pair_panel(v, anatomy, role, {**about, **c}) for n, (v, c) in tables.items()}
         about |= {"null": null, "corrected": "value - null: this is above the null"}
         shown = {**about, "display": {"picture": "map"} if role == "K" else {}}
-        panels[f"{role}_reader"] = reader_panel(above, anatomy, shown)
+        panels[f"{role}_reader"] = reader_panel(above, anatomy, role, shown)
         shown = {**about, "display": {"scalar": role}}
         panels[f"{role}_strongest"] = strongest_panel(above, anatomy, role, shown)
         return panels

@@ -200,7 +200,7 @@ class Copying:
             found = {n: self._panel(n, anatomy, tokens, about) for n in names}
             values = matching_score(anatomy, tokens=tokens)
         about |= {"what": WHAT["matching"], "null": 0.0, "display": {}}
-        return found | {"matching": head_panel(values, anatomy, about)}
+        return found | {"matching": head_panel(values, anatomy, about, "QK")}
 
     def _tokens(self, model: nn.Module, anatomy: Anatomy, context: Context) -> Vocabulary:
         task = context.task if context.has_batch else context.known_task
@@ -219,7 +219,7 @@ class Copying:
         if kind == "logit":
             about["reason"] = "NaN: the head writes nothing that the answer reads"
         about["display"] = {"ranks": 1, "picture": "map"} if kind == "eigenvalue" else {}
-        return head_panel(values, anatomy, about)
+        return head_panel(values, anatomy, about, "OV")
 
 
 WHAT = {
@@ -239,7 +239,8 @@ def _undefined(anatomy: Anatomy, name: str) -> Panel:
     values = heads_of(anatomy.n_heads, anatomy.W_O[0]).float() * math.nan
     kind = name.removesuffix("_anti")
     reason = "the model has no embedding and unembedding of tokens"
-    return head_panel(values, anatomy, {"what": WHAT[kind], "reason": reason, "display": {}})
+    about = {"what": WHAT[kind], "reason": reason, "display": {}}
+    return head_panel(values, anatomy, about, "QK" if kind == "matching" else "OV")
 
 
 def _check_kind(kind: str) -> None:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from ...anatomy.shared import check_anatomy
 from ...attention.site import widened
 from ...errors import ArgumentError
+from ...nodes import Head, parse
 
 if TYPE_CHECKING:
     from ...anatomy import Anatomy, Norm
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Role",
     "centres",
+    "check_count",
     "earlier",
+    "head_of",
     "heads_of",
     "norm_before",
     "padded",
@@ -55,6 +59,49 @@ def role_of(value: str, argument: str) -> Role:
     raise ArgumentError.of(
         argument, expected="'Q', 'K' or 'V'", got=repr(value), do="Name one input of the reader."
     )
+
+
+def head_of(anatomy: Anatomy, head: Head | str, argument: str) -> Head:
+    """Return a head of the model, of its name.
+
+    Args:
+        anatomy: The model's anatomy.
+        head: The head, or a name such as ``"L1H3"``.
+        argument: How the argument is called.
+
+    Returns:
+        The head.
+
+    Raises:
+        ArgumentError: If the model has no such head.
+    """
+    check_anatomy(anatomy)
+    found = parse(head) if isinstance(head, str) else head
+    heads = dict(enumerate(anatomy.n_heads))
+    if isinstance(found, Head) and 0 <= found.head < heads.get(found.layer, 0):
+        return found
+    raise ArgumentError.of(
+        argument,
+        expected=f"a head of {anatomy.n_layers} layers of {anatomy.n_heads} heads",
+        got=str(head),
+        do="Layers and heads count from 0.",
+    )
+
+
+def check_count(value: int, argument: str) -> None:
+    """Refuse what is no number of things.
+
+    Args:
+        value: What was given.
+        argument: How the argument is called.
+
+    Raises:
+        ArgumentError: If it is not a positive int.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ArgumentError.of(
+            argument, expected="a positive int", got=repr(value), do="Leave it out for the default."
+        )
 
 
 def reads(anatomy: Anatomy, layer: int, role: Role, *, fold: bool = True) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from ...anatomy.shared import shared_anatomy
 from ...errors import ArgumentError
 from ...measurement import Context
-from ...nodes import Head, Reader
+from ...nodes import Head, Reader, parse
 from ...record import Panel
 from .bases import Subspaces, check_energy, subspaces
-from .factors import role_of
+from .factors import check_count, head_of, role_of
 from .panels import pair_panel, reader_panel, strongest_panel
 
 if TYPE_CHECKING:
@@ -58,14 +59,19 @@ def subspace_overlap(
 
 
 def principal_angles(
-    anatomy: Anatomy, writer: Head, reader: Reader, *, energy: float = 0.9, k: int | None = None
+    anatomy: Anatomy,
+    writer: Head | str,
+    reader: Reader | str,
+    *,
+    energy: float = 0.9,
+    k: int | None = None,
 ) -> Tensor:
     """Return the angles between what one head writes and what an input of another reads.
 
     Args:
         anatomy: The model's anatomy.
-        writer: The head that writes.
-        reader: The input that reads, for example ``Reader(Head(1, 0), "k")``.
+        writer: The head that writes, such as ``"L0H1"``.
+        reader: The input that reads, such as ``"L1H0.k"`` or ``Reader(Head(1, 0), "k")``.
         energy: Chooses k; see `subspaces`.
         k: A number of directions instead.
 
@@ -76,17 +82,17 @@ def principal_angles(
         ArgumentError: If there are no such heads, energy is not in (0, 1], or k not in
             1 … d_head.
     """
-    for argument, node in (("writer", writer), ("reader", reader.node)):
-        if not (
-            0 <= node.layer < anatomy.n_layers and 0 <= node.head < anatomy.n_heads[node.layer]
-        ):
-            raise ArgumentError.of(
-                argument,
-                expected=f"a head of {anatomy.n_layers} layers of {anatomy.n_heads} heads",
-                got=str(node),
-                do="Layers and heads count from 0.",
-            )
-    return subspaces(anatomy, reader.role.upper(), energy=energy, k=k).angles(writer, reader)
+    source = head_of(anatomy, writer, "writer")
+    place = parse(reader) if isinstance(reader, str) else reader
+    if not isinstance(place, Reader):
+        raise ArgumentError.of(
+            "reader",
+            expected="an input of a head, such as L1H0.k",
+            got=str(reader),
+            do="Name q, k or v.",
+        )
+    head_of(anatomy, place.node, "reader")
+    return subspaces(anatomy, place.role.upper(), energy=energy, k=k).angles(source, place)
 
 
 @dataclass(frozen=True)
@@ -96,8 +102,9 @@ class SubspaceOverlap:
     Panels for each input, named by it. Over (writer, reader): ``K`` (mean squared cosine of the
     principal angles) and ``K_weighted`` (share of the writer's energy in the reader's space). Over
     (layer, head): ``K_reader``, weighted minus k/d_model for the strongest earlier writer. Scalar:
-    ``K_strongest``, the largest of these, its pair named in the convention. The k that energy
-    chose and the null k/d_model stand in every convention. See `subspace_overlap`.
+    ``K_strongest``, the largest of these, its pair and the principal angles of that pair (radians)
+    in the convention. The k that energy chose and the null k/d_model stand in every convention. See
+    `subspace_overlap`.
 
     Args:
         name: First part of the records' names.
@@ -106,7 +113,7 @@ class SubspaceOverlap:
         k: A number of directions instead, the same at every step.
 
     Raises:
-        ArgumentError: If an input is none of those, or energy not in (0, 1].
+        ArgumentError: If an input is none of those, energy not in (0, 1], or k not positive.
     """
 
     name: str = "subspace_overlap"
@@ -119,6 +126,8 @@ class SubspaceOverlap:
         for role in self.reads:
             role_of(role, "reads")
         check_energy(self.energy)
+        if self.k is not None:
+            check_count(self.k, "k")
 
     def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
         """Measure.
@@ -154,8 +163,20 @@ def _panels(spaces: Subspaces, input_name: str) -> dict[str, Panel]:
     return {
         role: pair_panel(overlap, anatomy, role, plain),
         f"{role}_weighted": pair_panel(weighted, anatomy, role, weighed),
-        f"{role}_reader": reader_panel(above, anatomy, {**weighed, "display": shown}),
-        f"{role}_strongest": strongest_panel(
-            above, anatomy, role, {**weighed, "display": {"scalar": role}}
+        f"{role}_reader": reader_panel(above, anatomy, role, {**weighed, "display": shown}),
+        f"{role}_strongest": _with_angles(
+            strongest_panel(above, anatomy, role, {**weighed, "display": {"scalar": role}}), spaces
         ),
     }
+
+
+def _with_angles(panel: Panel, spaces: Subspaces) -> Panel:
+    """Add the principal angles of the strongest pair to its convention."""
+    pair = panel.convention.get("pair")
+    if pair is None:
+        return panel
+    writer, reader = (parse(name) for name in pair.split(" -> "))
+    if not isinstance(writer, Head) or not isinstance(reader, Reader):
+        return panel
+    angles = [round(a, 4) for a in spaces.angles(writer, reader).tolist()]
+    return dataclasses.replace(panel, convention={**panel.convention, "angles": angles})

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...anatomy.shared import check_anatomy
 from .factors import Role, centres, padded, reads, triangle, unit, writes
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Pairs:
         Returns:
             The pairs; factors are computed when they are asked for.
         """
+        check_anatomy(anatomy)
 
         def writer(layer: int, centred: bool) -> Tensor:
             first = triangle(unit(reads(anatomy, layer, "V", fold=fold)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,19 +43,22 @@ def pair_panel(
         "writer": [str(h) for h in writers],
         "reader": [str(Reader(h, role.lower())) for h in readers],  # type: ignore[arg-type]
     }
-    about = {**_about(anatomy), **convention}
+    about = {**_about(anatomy, role), **convention}
     about |= {"elsewhere": "0: the writer is in no earlier layer", "display": {}}
     if flat.isnan().any():
         about["reason"] = "NaN: a head has no weights, or rotations change nothing"
     return Panel(flat, ("writer", "reader"), coords, "1", about)
 
 
-def reader_panel(values: Tensor, anatomy: Anatomy, convention: Mapping[str, Any]) -> Panel:
+def reader_panel(
+    values: Tensor, anatomy: Anatomy, role: Role, convention: Mapping[str, Any]
+) -> Panel:
     """Return for each head as reader its strongest pair, over (layer, head).
 
     Args:
         values: ``[layer, head, layer, head]``, writer first.
         anatomy: The model's anatomy.
+        role: Which input of the reader it is about.
         convention: What is needed to read it.
 
     Returns:
@@ -65,7 +68,7 @@ def reader_panel(values: Tensor, anatomy: Anatomy, convention: Mapping[str, Any]
     strongest = strongest.where(strongest > -math.inf, math.nan)
     strongest[0, : anatomy.n_heads[0]] = 0.0
     about = {**convention, "of": "the strongest writer in an earlier layer; 0 in the first layer"}
-    return head_panel(strongest, anatomy, about)
+    return head_panel(strongest, anatomy, about, "OV" if role == "V" else None)
 
 
 def strongest_panel(
@@ -89,29 +92,37 @@ def strongest_panel(
         return scalar(math.nan, **{**convention, "reason": reason})
     layer, head, at, reader = (int(i) for i in torch.unravel_index(torch.tensor(best), only.shape))
     pair = f"{Head(layer, head)} -> {Head(at, reader)}.{role.lower()}"
-    return scalar(only.flatten()[best], **{**_about(anatomy), **convention, "pair": pair})
+    return scalar(only.flatten()[best], **{**_about(anatomy, role), **convention, "pair": pair})
 
 
-def head_panel(values: Tensor, anatomy: Anatomy, convention: Mapping[str, Any]) -> Panel:
+def head_panel(
+    values: Tensor,
+    anatomy: Anatomy,
+    convention: Mapping[str, Any],
+    circuit: Literal["QK", "OV"] | None,
+) -> Panel:
     """Return values of heads as a panel over (layer, head).
 
     Args:
         values: ``[layer, head]``.
         anatomy: The model's anatomy.
         convention: What is needed to read it.
+        circuit: What the values rest on: queries and keys, values and outputs, or None for both.
 
     Returns:
         The panel.
     """
     coords = {"layer": range(values.shape[0]), "head": range(values.shape[1])}
-    about = {**_about(anatomy), **convention, "modules": list(anatomy.modules)}
+    reasons = anatomy.approximate(circuit=circuit)
+    about = {**({"approximate": reasons} if reasons else {}), **convention}
+    about["modules"] = list(anatomy.modules)
     if values.isnan().any() and "reason" not in about:
         about["reason"] = "NaN: the layer has no such head, or no weights to compare"
     return Panel(values, ("layer", "head"), coords, "1", about)
 
 
-def _about(anatomy: Anatomy) -> dict[str, Any]:
-    reasons = anatomy.approximate()
+def _about(anatomy: Anatomy, role: Role) -> dict[str, Any]:
+    reasons = anatomy.approximate(circuit="OV" if role == "V" else None)
     return {"approximate": reasons} if reasons else {}
 
 

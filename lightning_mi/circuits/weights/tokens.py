@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ...anatomy.shared import check_anatomy
 from ...attention.site import widened
 from ...errors import ModelError
 from ...isolation import untouched
 from ...task import Task
 from ..heads.survey import run_tokens
+from .factors import check_count
 
 if TYPE_CHECKING:
     from ...anatomy import Anatomy
@@ -115,8 +117,12 @@ def vocabulary(
         The tokens.
 
     Raises:
+        ArgumentError: If that is no anatomy, or size no positive number.
         ModelError: If embedding or unembedding are not known.
     """
+    check_anatomy(anatomy)
+    if size is not None:
+        check_count(size, "size")
     if anatomy.W_E is None or anatomy.W_U is None:
         what = "embedding" if anatomy.W_E is None else "unembedding"
         raise ModelError(
