@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,9 +12,9 @@ from torch import Tensor
 from .pieces import Factor, Matrix, Piece, Vector
 from .point import Point, wide
 
-__all__ = ["Block", "blocks_of", "dense", "dense_all", "dots", "grouped", "in_parts", "summed"]
+__all__ = ["Block", "add_dots", "blocks_of", "dense", "dense_all", "grouped", "in_parts", "summed"]
 
-ENTRIES = 2**22
+ENTRIES = 2**19
 """Entries of the gradients of one block that exist at once; so many stay in a processor's cache."""
 
 
@@ -38,14 +39,51 @@ class Block:
         """Number of parameters."""
         return self.index.numel()
 
+    @cached_property
+    def stretches(self) -> tuple[slice, slice | None, int] | None:
+        """Where weight and bias lie in the vector, and the dimension that the bias extends.
+
+        None where an entry is out of order, so that each has to be looked up.
+        """
+        dim = next((d for d in range(len(self.shape)) if self._extends(d)), 0)
+        if self.bias is None:
+            whole = _stretch(self.index)
+            return None if whole is None else (whole, None, 0)
+        count = self.shape[dim] - 1
+        weight = _stretch(self.index.narrow(dim, 0, count))
+        last = _stretch(self.index.narrow(dim, count, 1))
+        return None if weight is None or last is None else (weight, last, dim + 1)
+
+    def _extends(self, dim: int) -> bool:
+        """Say whether the entries before the last along a dimension are one stretch."""
+        return _stretch(self.index.narrow(dim, 0, max(1, self.shape[dim] - 1))) is not None
+
     def take(self, vectors: Tensor) -> Tensor:
         """Return this block's part of vectors ``[vector, P]`` as ``[vector, *shape]``."""
-        return vectors.index_select(1, self.index.flatten()).reshape(-1, *self.shape)
+        if self.stretches is None:
+            return vectors.index_select(1, self.index.flatten()).reshape(-1, *self.shape)
+        weight, last, dim = self.stretches
+        if last is None:
+            return vectors[:, weight].reshape(-1, *self.shape)
+        shape, end = ([len(vectors), *self.shape] for _ in range(2))
+        shape[dim], end[dim] = shape[dim] - 1, 1
+        return torch.cat([vectors[:, weight].reshape(shape), vectors[:, last].reshape(end)], dim)
 
     def put(self, vectors: Tensor, part: Tensor) -> None:
         """Write this block's part into vectors ``[vector, P]``."""
-        flat = part.reshape(len(part), -1).to(vectors.dtype)
-        vectors.index_copy_(1, self.index.flatten(), flat)
+        part = part.reshape(len(part), *self.shape)
+        if self.stretches is None:
+            flat = part.flatten(1).to(vectors.dtype)
+            vectors.index_copy_(1, self.index.flatten(), flat)
+            return
+        weight, last, dim = self.stretches
+        if last is None:
+            vectors[:, weight] = part.flatten(1).to(vectors.dtype)
+            return
+        count = part.shape[dim] - 1
+        shape = (len(vectors), *part.narrow(dim, 0, count).shape[1:])
+        vectors[:, weight].view(shape).copy_(part.narrow(dim, 0, count))
+        vectors[:, last] = part.select(dim, count).to(vectors.dtype)
 
 
 def blocks_of(pieces: Iterable[Piece], point: Point) -> list[Block]:
@@ -73,6 +111,14 @@ def blocks_of(pieces: Iterable[Piece], point: Point) -> list[Block]:
         index = _index(piece, places)
         found.append(Block(name, tuple(index.shape), index, piece.bias))
     return found
+
+
+def _stretch(index: Tensor) -> slice | None:
+    """Return the stretch that places cover in order, or None if they do not."""
+    flat = index.flatten()
+    start, size = int(flat[0]), len(flat)
+    ordered = torch.arange(start, start + size, device=flat.device)
+    return slice(start, start + size) if torch.equal(flat, ordered) else None
 
 
 def _places(point: Point) -> dict[str, Tensor]:
@@ -196,32 +242,32 @@ def dense_all(blocks: Sequence[Block], pieces: Iterable[Piece], examples: int, s
     return found
 
 
-def dots(block: Block, pieces: Sequence[Piece], weights: Tensor) -> Tensor:
-    """Return the products of gradients of the first cotangent with vectors.
+def add_dots(total: Tensor, block: Block, pieces: Sequence[Piece], weights: Tensor) -> None:
+    """Add the products of gradients of the first cotangent with vectors.
 
     Args:
+        total: Shape ``[example, vector]``, to which they are added.
         block: The block.
         pieces: Its pieces.
-        weights: Shape ``[vector, *block.shape]``.
-
-    Returns:
-        Shape ``[example, vector]``.
+        weights: Shape ``[vector, *block.shape]``, in the type of the total.
     """
-    found: Tensor | None = None
-    for piece in pieces:
-        part = _dots(block, piece.part(slice(0, 1)), weights)
-        found = part if found is None else found + part
-    return weights.new_zeros(0) if found is None else found
-
-
-def _dots(block: Block, piece: Piece, weights: Tensor) -> Tensor:
-    if isinstance(piece, Matrix) and piece.inputs.is_ids:
-        ids, rows = piece.inputs.rows[0], piece.pulled.rows[0]
-        each = weights if piece.left.is_ids else weights.transpose(1, 2)
-        return torch.stack([(w[ids] * rows).flatten(1).sum(1) for w in each], 1)
-    if isinstance(piece, Matrix) and len(weights) == 1:
-        left, right = piece.left.rows[0], piece.right.rows[0]
-        return ((left @ weights[0]) * right).flatten(1).sum(1, keepdim=True)
     flat = weights.flatten(1).T
-    parts = in_parts(block, [piece])
-    return torch.cat([dense(block, part)[0].flatten(1) @ flat for part in parts])
+    for each in pieces:
+        piece = each.part(slice(0, 1))
+        if isinstance(piece, Matrix) and piece.inputs.is_ids:
+            total += _dots_by_id(piece, weights)
+        elif isinstance(piece, Matrix) and len(weights) == 1:
+            left, right = piece.left.rows[0], piece.right.rows[0]
+            total += ((left @ weights[0]) * right).flatten(1).sum(1, keepdim=True)
+        else:
+            start = 0
+            for part in in_parts(block, [piece]):
+                rows = dense(block, part)[0].flatten(1)
+                total[start : start + len(rows)].addmm_(rows, flat)
+                start += len(rows)
+
+
+def _dots_by_id(piece: Matrix, weights: Tensor) -> Tensor:
+    ids, rows = piece.inputs.rows[0], piece.pulled.rows[0]
+    each = weights if piece.left.is_ids else weights.transpose(1, 2)
+    return torch.stack([(w[ids] * rows).flatten(1).sum(1) for w in each], 1)

@@ -83,10 +83,12 @@ class _Sums:
         for i, one in enumerate(singles):
             for j in range(i, len(singles)):
                 other = singles[j]
-                found = _own(one, examples) if i == j else _pair(one, other, examples)
-                rows, columns = (self.blocks[k] for k in (i, j))
                 part = self.matrix[self._range(i), self._range(j)]
-                part += _as(found, rows, one, columns, other)
+                if i == j:
+                    _add_own(part, one, examples)
+                else:
+                    found = _pair(one, other, examples)
+                    part += _as(found, self.blocks[i], one, self.blocks[j], other)
 
     def _add_rows(self, by_name: dict[str, list[Piece]], examples: int) -> None:
         cotangents = max(t.shape[0] for ps in by_name.values() for p in ps for t in _pulled(p))
@@ -128,7 +130,7 @@ def _step(numbers: int) -> int:
 
 
 def _pair(one: _Single, other: _Single, examples: int) -> Tensor:
-    """Return Σ (s s'ᵀ) ⊗ (a a'ᵀ) as ``[pulled, pulled', input, input']``."""
+    """Return Σ (a a'ᵀ) ⊗ (s s'ᵀ) as ``[input, input', pulled, pulled']``."""
     a, b = one.inputs, other.inputs
     p, q = one.pulled.shape[-1], other.pulled.shape[-1]
     step = _step(max(a.shape[1] * b.shape[1], p * q))
@@ -137,15 +139,15 @@ def _pair(one: _Single, other: _Single, examples: int) -> Tensor:
         w = slice(start, start + step)
         pulled = torch.einsum("keo,kep->eop", one.pulled[:, w], other.pulled[:, w]).flatten(1)
         inputs = (a[w, :, None] * b[w, None]).flatten(1)
-        part = pulled.T @ inputs
+        part = inputs.T @ pulled  # In this order: half the time of its transpose.
         total = part if total is None else total + part
     if total is None:
-        total = a.new_zeros(p * q, a.shape[1] * b.shape[1])
-    return total.reshape(p, q, a.shape[1], b.shape[1])
+        total = a.new_zeros(a.shape[1] * b.shape[1], p * q)
+    return total.reshape(a.shape[1], b.shape[1], p, q)
 
 
-def _own(one: _Single, examples: int) -> Tensor:
-    """Return the same for a block with itself, of whose two symmetric sides half is enough."""
+def _add_own(matrix: Tensor, one: _Single, examples: int) -> None:
+    """Add the same for a block with itself, of whose two symmetric sides half is enough."""
     p, i = one.pulled.shape[-1], one.inputs.shape[1]
     sides = [torch.triu_indices(n, n, device=one.inputs.device) for n in (p, i)]
     (r, c), (u, v) = sides
@@ -154,13 +156,19 @@ def _own(one: _Single, examples: int) -> Tensor:
     for start in range(0, examples, step):
         w = slice(start, start + step)
         g, x = one.pulled[:, w].transpose(0, 1), one.inputs[w]
-        pulled = (g.transpose(1, 2) @ g)[:, r, c]
-        part = pulled.T @ (x[:, u] * x[:, v])
+        pulled = (g.transpose(1, 2) @ g).flatten(1).index_select(1, r * p + c)
+        inputs = (x[:, :, None] * x[:, None]).flatten(1).index_select(1, u * i + v)
+        part = inputs.T @ pulled  # In this order: half the time of its transpose.
         total = part if total is None else total + part
     if total is None:
-        total = one.inputs.new_zeros(len(r), len(u))
-    places = [_places(n, side) for n, side in zip((p, i), sides, strict=True)]
-    return total[places[0].flatten()][:, places[1].flatten()].reshape(p, p, i, i)
+        return
+    squares = total.index_select(0, _places(i, sides[1]).flatten()).T.reshape(-1, i, i)
+    for square, a, b in zip(squares, r.tolist(), c.tolist(), strict=True):
+        for left, right in {(a, b), (b, a)}:
+            if one.turned:
+                matrix[left::p, right::p] += square
+            else:
+                matrix[left * i : (left + 1) * i, right * i : (right + 1) * i] += square
 
 
 def _places(size: int, side: Tensor) -> Tensor:
@@ -173,6 +181,6 @@ def _places(size: int, side: Tensor) -> Tensor:
 
 
 def _as(found: Tensor, rows: Block, one: _Single, columns: Block, other: _Single) -> Tensor:
-    """Return ``[pulled, pulled', input, input']`` in the order of the two blocks' entries."""
-    order = [*((2, 0) if one.turned else (0, 2)), *((3, 1) if other.turned else (1, 3))]
+    """Return ``[input, input', pulled, pulled']`` in the order of the two blocks' entries."""
+    order = [*((0, 2) if one.turned else (2, 0)), *((1, 3) if other.turned else (3, 1))]
     return found.permute(order).reshape(rows.size, columns.size)

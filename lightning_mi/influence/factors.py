@@ -143,17 +143,27 @@ class Eigen:
 
     def turned(self, part: Tensor) -> Tensor:
         """Return ``[vector, *shape]`` in the eigenbasis."""
-        for dim, basis in enumerate(self.bases, 1):
-            if basis is not None:
-                part = (part.transpose(dim, -1) @ basis.to(part.dtype)).transpose(dim, -1)
-        return part
+        return _along(part, [None if b is None else b.to(part.dtype) for b in self.bases])
 
     def back(self, part: Tensor) -> Tensor:
         """Return what `turned` was given."""
-        for dim, basis in enumerate(self.bases, 1):
-            if basis is not None:
-                part = (part.transpose(dim, -1) @ basis.T.to(part.dtype)).transpose(dim, -1)
-        return part
+        return _along(part, [None if b is None else b.T.to(part.dtype) for b in self.bases])
+
+    def divided(self, turned: Tensor, damping: float) -> Tensor:
+        """Return it over the damped eigenvalues; 0 stays 0 where these are 0."""
+        lengths = self.values.to(turned) + damping
+        if bool((lengths > 0).all()):
+            return turned / lengths
+        return torch.where(turned == 0, 0.0, turned / lengths)
+
+
+def _along(part: Tensor, bases: Sequence[Tensor | None]) -> Tensor:
+    """Return rows in other bases, the last dimension's first: it is one product for all rows."""
+    if bases[-1] is not None:
+        part = (part.reshape(-1, part.shape[-1]) @ bases[-1]).reshape(part.shape)
+    if len(bases) == 2 and bases[0] is not None:
+        part = bases[0].T @ part
+    return part
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,12 +178,11 @@ class Eigens:
 
     def __call__(self, right: Tensor) -> Solution:
         """Return the solution for each right-hand side ``[query, P]``."""
-        found = torch.zeros_like(right)
+        found, right = torch.zeros_like(right), right.to(self.kind)
         for block in self.blocks:
             own = self.eigen[block.name]
-            turned = own.turned(block.take(right).to(self.kind))
-            divided = turned / (own.values.to(turned) + self.dampings[block.name])
-            block.put(found, own.back(torch.where(turned == 0, 0.0, divided)))
+            turned = own.turned(block.take(right))
+            block.put(found, own.back(own.divided(turned, self.dampings[block.name])))
         details = {"labels": self.labels}
         if len(set(self.dampings.values())) > 1:
             details["damping_by_block"] = str(self.dampings)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..batch import batch_size
 from ..errors import ArgumentError
 from ..task import IGNORED, Classification, NextToken
-from .blocks import Block, blocks_of, dots, grouped, summed
+from .blocks import Block, add_dots, blocks_of, grouped, summed
 from .data import row
 from .objective import Objective
 from .pieces import Piece, Vector, pieces_of
@@ -74,9 +74,10 @@ class Gathered:
     ) -> None:
         self.point, self.objective, self.batches = point, objective, batches
         self.labels, self.seed, self.budget = labels, seed, budget
-        self._reader = Reader(point, objective.outputs)
+        self._reader = Reader(point, objective.outputs, point.plans)
         self._kept: list[Chunk] = []
         self._complete = False
+        self._first: Chunk | None = None
         self._blocks: list[Block] | None = None
         self.used: str = labels
 
@@ -87,8 +88,8 @@ class Gathered:
         Raises:
             RuntimeError: If there is no batch to find them with.
         """
-        if self._blocks is None:
-            next(iter(self))
+        if self._blocks is None and self._first is None:
+            self._first = next((self._chunk(b, 0) for b in self.batches()), None)
         if self._blocks is None:
             raise RuntimeError("No batch was read.")
         return self._blocks
@@ -101,7 +102,9 @@ class Gathered:
         kept: list[Chunk] | None = []
         start, size = 0, 0
         for batch in self.batches():
-            chunk = self._chunk(batch, start)
+            # The first batch may have been looked at already, to find the blocks.
+            first, self._first = self._first, None
+            chunk = self._chunk(batch, start) if first is None else first
             start += chunk.examples
             size += _bytes(chunk)
             kept = None if kept is None or size > self.budget else [*kept, chunk]
@@ -141,16 +144,16 @@ class Gathered:
         Returns:
             Shape ``[example, vector]``, in double precision.
         """
-        rows = []
-        parts = {b.name: b.take(vectors).to(self.kind) for b in self.blocks}
+        rows, narrow = [], vectors.to(self.kind)
+        parts = {b.name: b.take(narrow) for b in self.blocks}
         for chunk in self:
-            row = vectors.new_zeros(chunk.examples, len(vectors))
+            row = narrow.new_zeros(chunk.examples, len(vectors))
             by_name = grouped(chunk.losses)
             for block in self.blocks:
                 if block.name in by_name:
-                    row += dots(block, by_name[block.name], parts[block.name])
+                    add_dots(row, block, by_name[block.name], parts[block.name])
             rows.append(row)
-        return torch.cat(rows)
+        return torch.cat(rows).to(vectors.dtype)
 
     def own(self, batch: Any) -> list[Piece]:
         """Return the gradients of the losses of a batch alone."""

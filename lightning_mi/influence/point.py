@@ -46,6 +46,8 @@ class Point:
         self.copied = dtype is not None and any(t.dtype != dtype for t in _floats(model).values())
         self.parameters: dict[str, Tensor] = dict(own)
         self._fixed: dict[str, Tensor] = {}
+        # How the layers lay out the examples of a batch, found by whoever reads outputs first.
+        self.plans: dict[Any, Any] = {}
         if self.copied:
             cast = {n: t.detach().to(dtype) for n, t in _floats(model).items()}
             self.parameters = {n: cast[n].requires_grad_() for n in own}

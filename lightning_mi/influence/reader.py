@@ -102,11 +102,14 @@ class Reader:
     Args:
         point: The model.
         values: What is differentiated; examples must not depend on each other.
+        plans: What another reader of the same values found out already; filled with more.
     """
 
-    def __init__(self, point: Point, values: ValueFunction) -> None:
+    def __init__(
+        self, point: Point, values: ValueFunction, plans: dict[bool, Plan] | None = None
+    ) -> None:
         self.point, self.values = point, values
-        self._plans: dict[bool, Plan] = {}
+        self._plans: dict[bool, Plan] = {} if plans is None else plans
 
     @property
     def plan(self) -> Plan | None:
