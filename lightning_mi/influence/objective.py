@@ -12,6 +12,7 @@ from ..errors import ArgumentError
 from ..target import Loss, Target, TargetLike, as_target
 from ..task import NextToken, Task
 from .data import row
+from .objective_module import decay_of, verified_task
 
 __all__ = ["Objective"]
 
@@ -54,6 +55,42 @@ class Objective:
             )
         self.task: Task = task if isinstance(task, Task) else _Foreign(task)
         self._regularizer = regularizer
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        batch: Any,
+        *,
+        task: Task | None = None,
+        regularizer: Callable[[nn.Module], Tensor] | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> Objective:
+        """Take the objective from a LightningModule, and verify it.
+
+        The mean of the task's losses over the batch, plus ``regularizer``, has to be what the
+        module's ``training_step`` returns, in evaluation mode, on the batch and on one example.
+
+        Args:
+            module: The LightningModule; it is left exactly as it was, and logs nothing.
+            batch: A training batch.
+            task: Outputs and losses; None is inferred.
+            regularizer: R(module), where ``training_step`` adds one.
+            optimizer: Adds its weight decay as the regulariser, which no ``training_step`` knows.
+
+        Returns:
+            The objective.
+
+        Raises:
+            ArgumentError: If the losses differ, or the optimizer's decay is no regulariser.
+            ModelError: If the module has no training loss to compare with.
+        """
+        found = verified_task(module, batch, task, regularizer)
+        decay = None if optimizer is None else decay_of(optimizer, module)
+        parts = [r for r in (regularizer, decay) if r is not None]
+        if len(parts) == 2:
+            return cls(found, regularizer=lambda m: parts[0](m) + parts[1](m))
+        return cls(found, regularizer=parts[0] if parts else None)
 
     def outputs(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the model's outputs.
