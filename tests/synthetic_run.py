@@ -49,6 +49,7 @@ class Synthetic:
         forms: Whether two heads of the last layer rise.
         seed: Of the noise.
         own: Whether there are measurements that no chart knows.
+        span: Number of measurements until all is over, or more.
     """
 
     layers: int = 2
@@ -60,6 +61,7 @@ class Synthetic:
     forms: bool = True
     seed: int = 0
     own: bool = False
+    span: int = 59
 
     def write(self, path: Path) -> Run:
         """Write the run folder and return the run."""
@@ -93,7 +95,7 @@ class Synthetic:
         """Logistic rise over the run."""
         if not self.forms:
             return 0.0
-        t = index / max(59, self.steps - 1)
+        t = index / max(self.span, self.steps - 1) - 0.04 * self.seed
         return float(1 / (1 + np.exp(-(t - middle) / width)))
 
     def at(self, index: int) -> Iterator[Record]:
@@ -143,7 +145,7 @@ class Synthetic:
         labels = [f"L{i}H{j}" for i in range(self.layers) for j in range(self.heads)][-24:]
         rows = draw.dirichlet(np.full(len(TOKENS), 0.5), len(labels))
         rise = self.progress(index)
-        rows[-1] = (1 - rise) * rows[-1] + rise * np.eye(len(TOKENS))[25 + 1]
+        rows[-1] = (1 - 0.8 * rise) * rows[-1] + 0.8 * rise * np.eye(len(TOKENS))[25 + 1]
         # The other induction head looks much like it.
         rows[-3] = (1 - 0.9 * rise) * rows[-3] + 0.9 * rise * rows[-1]
         right = 0.03 + 0.8 * rise

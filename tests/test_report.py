@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,18 +16,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browser import needs
 from synthetic_run import SCORES, TOKENS, Synthetic
 
 from lightning_mi.__main__ import main
 from lightning_mi.emergence import head_onsets
-from lightning_mi.errors import RunError
+from lightning_mi.errors import ArgumentError, RunError
 from lightning_mi.record import Panel, Record, scalar
 from lightning_mi.report import write_report
 from lightning_mi.report.data import payload
 from lightning_mi.report.examples import TOKENS as SHOWN_TOKENS
 from lightning_mi.report.inputs import source_of_copy
+from lightning_mi.report.join import joined_modules
 from lightning_mi.report.pack import pack, thin, unpack
-from lightning_mi.report.page import ASSETS, STYLES, page
+from lightning_mi.report.page import ASSETS, STYLES, embed, page
 from lightning_mi.runs import Run
 
 HOSTILE = [
@@ -526,3 +532,209 @@ def test_command_explains_errors(tmp_path: Path, capsys: pytest.CaptureFixture[s
         main(["nonsense"])
     with pytest.raises(SystemExit, match="2"):
         main([])
+
+
+# ---------------------------------------------------------------- of several runs
+
+
+def test_runs_are_matched_by_role_and_said_together(tmp_path: Path) -> None:
+    runs = [
+        Synthetic(seed=k, steps=24, every=100, span=23).write(tmp_path / str(k)) for k in range(3)
+    ]
+    data = payload(*runs)
+    onsets = [head_onsets(run)[0].onset for run in runs]
+    steps = sorted(o.step for o in onsets if o.step is not None)
+    assert data["headline"]["title"] == "Induction formed in 3 of 3 runs, steps"
+    assert data["headline"]["mark"] == f"{steps[0]:,} to {steps[-1]:,}"
+    assert data["headline"]["interval"] == [steps[0], steps[-1]]
+    assert [one["label"] for one in data["runs"]] == [f"synthetic run, seed {k}" for k in range(3)]
+    for run, one in zip(runs, data["runs"], strict=True):
+        best = max(head_onsets(run), key=lambda h: h.onset.final)
+        role = one["roles"]["induction"][0]
+        assert role["head"] == best.label
+        kept = [r for r in run.records("head_scores") if r.what == "induction"]
+        true = [float(r.panel.values[best.layer, best.head]) for r in kept]
+        np.testing.assert_allclose(unpack(role["values"]), true, rtol=1e-3)
+        whole = unpack(one["maps"]["induction"]["values"]).reshape(len(kept), 2, 4)
+        np.testing.assert_allclose(
+            whole, np.stack([r.panel.values.numpy() for r in kept]), atol=0.01
+        )
+    assert len(data["checks"]) == 3 * len(payload(runs[0])["checks"])
+    assert data["short"][-1]["answer"].startswith("9 of 9")
+
+
+def test_runs_of_unlike_models_are_compared_without_maps(tmp_path: Path) -> None:
+    small = Synthetic(steps=10).write(tmp_path / "a")
+    large = Synthetic(layers=3, steps=10).write(tmp_path / "b")
+    data = payload(small, large)
+    assert data["runs"][1]["maps"] == {}
+    assert set(data["runs"][1]["roles"]) == set(SCORES)
+
+
+def test_a_run_without_heads_beside_one_with_heads(tmp_path: Path) -> None:
+    data = payload(image_run(tmp_path / "a"), Synthetic(steps=24, span=23).write(tmp_path / "b"))
+    assert data["headline"]["title"].startswith("Induction formed in 1 of 1 runs")
+    page(data)
+    with pytest.raises(ArgumentError, match="one run or more"):
+        write_report([])
+
+
+# ---------------------------------------------------------------- panels that no chart knows
+
+
+def test_own_panels_are_the_records(tmp_path: Path) -> None:
+    run = Synthetic(steps=6, own=True).write(tmp_path)
+    groups = {group["measurement"]: group for group in payload(run)["panels"]}
+    assert list(groups) == ["entropy", "edge_attribution", "lens"]
+    mean = groups["entropy"]["curves"][0]
+    kept = [r.panel.item() for r in run.records("entropy/mean") if r.what == "mean"]
+    np.testing.assert_allclose(unpack(mean["values"]), kept, rtol=1e-4)
+    assert unpack(mean["stderr"]) == pytest.approx([0.06] * 6)
+    assert (mean["unit"], mean["says"]) == ("nats", "entropy of the answer")
+    for name, group in groups.items():
+        for block in group["arrays"]:
+            records = run.records(f"{name}/{block['what']}")
+            true = np.stack([r.panel.values.numpy() for r in records])
+            shown = unpack(block["values"]).reshape(true.shape)
+            np.testing.assert_allclose(shown, true, atol=np.nanmax(np.abs(true)) / 30_000)
+            assert block["shape"] == list(true.shape[1:])
+    edges = groups["edge_attribution"]["arrays"][0]
+    assert edges["signed"]
+    assert edges["axes"] == ["writer", "reader"]
+    assert groups["entropy"]["arrays"][0]["labels"]["class"][2] == "</script>"
+    assert not groups["entropy"]["arrays"][0]["signed"]
+
+
+def test_too_large_panels_are_named_and_not_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.create(tmp_path)
+    for step in range(8):
+        run.write(Record("mine/fits", Panel(torch.rand(10), ("class",)), step))
+        run.write(Record("mine/large", Panel(torch.rand(41), ("class",)), step))
+    monkeypatch.setattr("lightning_mi.report.panels.MOST", 40)
+    data = payload(run)
+    (block,) = data["panels"][0]["arrays"]
+    assert (block["what"], block["at"], block["measured"]) == ("fits", [1, 3, 5, 7], 8)
+
+
+def test_missing_edges_are_not_undefined_values(tmp_path: Path) -> None:
+    run = Run.create(tmp_path)
+    values = torch.tensor([[0.1, float("nan")]])
+    run.write(Record("edges/edges", Panel(values, ("writer", "reader"))))
+    assert checked(run)["Undefined values"]["status"] == "pass"
+    why = {"reason": "the metric coincides"}
+    run.write(Record("edges/edges", Panel(values, ("writer", "reader"), convention=why), 1))
+    assert checked(run)["Undefined values"]["status"] == "open"
+
+
+# ---------------------------------------------------------------- many heads
+
+
+def test_thinned_maps_keep_the_first_curves_whole(
+    finished: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_mi.report.heads.WHOLE", 3)
+    monkeypatch.setattr(
+        "lightning_mi.report.heads.thin", lambda count, each: thin(count, each, count * each // 4)
+    )
+    score = payload(finished)["scores"]["list"][0]
+    assert (score["thinned"], len(score["at"])) == (4, 15)
+    assert score["whole"]["heads"][:2] == [7, 5]
+    records = [r for r in finished.records("head_scores") if r.what == "induction"]
+    true = np.array([float(r.panel.values[1, 3]) for r in records])
+    found = unpack(score["whole"]["values"]).reshape(60, 3)[:, 0]
+    np.testing.assert_allclose(found, true, atol=1e-4)
+    assert score["at"][-1] == score["whole"]["at"][-1]
+
+
+def test_the_ceiling_is_what_a_second_head_reaches(finished: Run, shown: dict[str, Any]) -> None:
+    from lightning_mi.comparison import spearman
+
+    rows = [r.panel.values for r in finished.records("prompt/attention")][-15:]
+    true = np.median([spearman(v[7], v[5]) for v in rows])
+    assert shown["agreement"]["ceiling"]["value"] == pytest.approx(true, abs=1e-4)
+    assert "L1H1 against that of L1H3" in shown["agreement"]["ceiling"]["says"]
+    agrees = next(one for one in shown["short"] if one["at"] == "agree")
+    assert agrees["note"].endswith(f"ceiling {true:.2f}")
+
+
+# ---------------------------------------------------------------- modules
+
+
+def sources() -> dict[str, str]:
+    folder = Path(str(ASSETS))
+    return {
+        path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8")
+        for path in folder.rglob("*.js")
+    }
+
+
+def test_modules_import_what_is_exported_and_use_it() -> None:
+    scripts = sources()
+    for path, source in scripts.items():
+        for names, target in re.findall(r'^import \{([^}]*)\} from "([^"]+)";', source, re.M):
+            other = scripts[os.path.normpath(os.path.join(os.path.dirname(path), target))]
+            for name in (n.strip() for n in names.split(",")):
+                pattern = rf"^export (?:async )?(?:const|function) {re.escape(name)}(?!\w)"
+                assert re.search(pattern, other, re.M), f"{path} imports {name}"
+                used = len(re.findall(rf"(?<![\w.]){re.escape(name)}(?!\w)", source))
+                assert used > 1, f"{path} imports {name} for nothing"
+
+
+def test_circles_and_missing_modules_are_refused() -> None:
+    both = {"a.js": 'import { b } from "./b.js";\n', "b.js": 'import { a } from "./a.js";\n'}
+    with pytest.raises(ArgumentError, match="a circle"):
+        joined_modules(both, "a.js")
+    with pytest.raises(ArgumentError, match=r"b\.js"):
+        joined_modules({"a.js": both["a.js"]}, "a.js")
+
+
+def test_the_types_are_those_of_the_data(shown: dict[str, Any]) -> None:
+    text = (Path(str(ASSETS)) / "types.d.ts").read_text(encoding="utf-8")
+    body = re.search(r"interface Data \{(.*?)\n\}", text, re.S)
+    assert body
+    flat = re.sub(r"\{[^{}]*\}", "", re.sub(r"\{[^{}]*\}", "", body[1]))
+    assert set(re.findall(r"(\w+)\??:", flat)) == set(shown)
+
+
+def test_scripts_pass_the_type_checker() -> None:
+    """Development only: TypeScript reads the comments, nothing is compiled."""
+    tsc = needs("typescript", "bin/tsc")
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not there")
+    done = subprocess.run(
+        [node, str(tsc), "-p", str(ASSETS)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_any_text_may_stand_anywhere(tmp_path: Path) -> None:
+    """Random texts out of dangerous pieces come back as they were, and end no element."""
+    draw = random.Random(0)
+    pieces = [
+        "</script>",
+        "<!--",
+        "-->",
+        "&lt;",
+        "\\",
+        '"',
+        "'",
+        "\u2028",
+        "\x00",
+        "\u202e",
+        "{{data}}",
+    ]
+    pieces += ["😀", "\u0301", "${x}", "]]>", "\ud83d", "\n", " ", "a"]
+    texts = ["".join(draw.choices(pieces, k=draw.randrange(9))) for _ in range(300)]
+    again = json.loads(embed(texts))
+    surrogate = re.compile("[\ud800-\udfff]")
+    assert again == [surrogate.sub("\ufffd", text) for text in texts]
+    made = embed(texts)
+    assert not re.search(r"<|\u2028|\u2029", made)
+    run = Run.create(tmp_path, {"name": texts[0], "title": texts[1]})
+    run.write(Record("mine/vector", Panel(torch.rand(300), ("class",), {"class": texts}, texts[2])))
+    data = embedded(write_report(run).read_text(encoding="utf-8"))
+    shown = data["panels"][0]["arrays"][0]["labels"]["class"]
+    assert shown == [surrogate.sub("\ufffd", text) for text in texts]

@@ -108,12 +108,18 @@ def _nonfinite(shelf: Shelf) -> Check | None:
         return None
     counted = {r.name: 0 for r in shelf.all}
     for r in shelf.all:
-        counted[r.name] += r.panel.nonfinite
+        counted[r.name] += 0 if _undefined_by_nature(r) else r.panel.nonfinite
     total = sum(counted.values())
     worst = max(counted, key=lambda name: counted[name])
     result = "0" if not total else f"{total:,}, most in {worst}"
     compared = f"over {len(shelf.all):,} {plural('record', len(shelf.all))}"
     return _check("Undefined values", compared, result, "open" if total else "pass")
+
+
+def _undefined_by_nature(record: Record) -> bool:
+    """A matrix of edges has no value where there can be no edge; else it gives a reason."""
+    pair = record.panel.axes == ("writer", "reader")
+    return pair and not record.panel.convention.get("reason")
 
 
 def _overhead(shelf: Shelf) -> Check | None:

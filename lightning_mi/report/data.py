@@ -83,7 +83,7 @@ def _payload(shelf: Shelf, run: Run, found: dict[str, list[HeadOnset]]) -> dict[
         "pictures": pictures(shelf),
         "tables": tables(shelf),
         "moved": moved(shelf),
-        "agreement": agreement(shelf),
+        "agreement": agreement(shelf, found.get("induction", [])),
         "examples": examples(shelf),
         "checks": checks(shelf),
     }

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from ..comparison import permutation_floor, spearman
-from ..emergence import head_onsets
+from ..emergence import HeadOnset
 from ..record import Panel, Record
 from .heads import curve
 from .methods import cap, methods, recipe, signed, target, targets, title
 from .pack import pack, thin
+from .phrases import in_state
 from .shelf import Shelf, stack
 
 __all__ = [
@@ -201,7 +202,7 @@ def _gap(shelf: Shelf, method: str, steps: list[int]) -> Any:
     )
 
 
-def agreement(shelf: Shelf) -> dict[str, Any] | None:
+def agreement(shelf: Shelf, heads: Sequence[HeadOnset] = ()) -> dict[str, Any] | None:
     """Return the rank correlations of attributions with the head's attention over steps."""
     series = []
     facts: dict[str, Any] = {}
@@ -213,10 +214,15 @@ def agreement(shelf: Shelf) -> dict[str, Any] | None:
     if not series:
         return None
     keep = {k: facts.get(k) for k in ("n", "head", "statistic")}
-    return {"series": series, "floor": floor(facts.get("floor")), "ceiling": ceiling(shelf), **keep}
+    return {
+        "series": series,
+        "floor": floor(facts.get("floor")),
+        "ceiling": ceiling(shelf, heads),
+        **keep,
+    }
 
 
-def ceiling(shelf: Shelf) -> dict[str, Any] | None:
+def ceiling(shelf: Shelf, heads: Sequence[HeadOnset]) -> dict[str, Any] | None:
     """Return how well the attention of a second induction head agrees with that of the first.
 
     Two heads of one role look at the prompt for the same reason. An explanation of the model cannot
@@ -224,14 +230,14 @@ def ceiling(shelf: Shelf) -> dict[str, Any] | None:
 
     Args:
         shelf: The records.
+        heads: Onsets of the induction heads.
 
     Returns:
         ``value``, the median rank correlation over the last quarter of the steps, and ``says``;
         None where fewer than two induction heads formed, the attention of one was not kept, or the
         two agree no more than random orders do.
     """
-    rose = [h for h in head_onsets(shelf.all) if h.onset.state == "formed"]
-    best = sorted(rose, key=lambda h: -h.onset.final)[:2]
+    best = sorted(in_state(heads, "formed"), key=lambda h: -h.onset.final)[:2]
     records = shelf.get("prompt/attention", ATTENDED)
     if len(best) < 2 or not records:
         return None

@@ -30,7 +30,7 @@ function drawHeadRows(host) {
   $("head-rows-scale").replaceChildren(scaleOf("chance", ramp(t => colour(score.name, t)), "1"));
   lane(host, rowHeight(rows.length) * rows.length, `${score.title} score, one row a head, over training steps`, svg => {
     nameRows(svg, rows.map(headName), place => ({ bold: rows[place] === S.head, pick: () => set({ head: rows[place] }) }));
-  });
+  }, true);
   paintRows(host, score, rows, (k, j) => scoreAt(score, k, j), v => aboveChance(score, v));
 }
 

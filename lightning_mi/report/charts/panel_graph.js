@@ -7,7 +7,7 @@ import { entryAt, entryName, labelOf, panelWords, placeOf, sizeOf, stepOf } from
 
 const MOST = 24;                                  // edges drawn, the largest
 const LISTED = 10;
-const WIDE = 560, ROW = 46, BOX = 54;
+const ROW = 46, BOX = 54;                         // height of a layer, width of a node
 
 const isPair = block => block.axes.join() === "writer,reader";
 const isList = block => block.axes.join() === "edge" && (block.labels.edge ?? []).every(name => name.includes("->"));
@@ -36,7 +36,7 @@ function strongest(block, k) {
 }
 
 /** Place of every node: rows by height, side by side within one. */
-function placesOf(pairs) {
+function placesOf(pairs, wide) {
   const writes = new Set(pairs.map(([a]) => a)), reads = new Set(pairs.map(([, b]) => b)), rows = new Map();
   for (const name of new Set(pairs.flat())) {
     const level = heightOf(name, reads, writes);
@@ -45,7 +45,7 @@ function placesOf(pairs) {
   const levels = [...rows.keys()].sort((a, b) => b - a), found = new Map();
   levels.forEach((level, row) => {
     const names = rows.get(level).sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
-    names.forEach((name, n) => found.set(name, { x: WIDE * (n + 1) / (names.length + 1), y: 18 + row * ROW }));
+    names.forEach((name, n) => found.set(name, { x: wide * (n + 1) / (names.length + 1), y: 18 + row * ROW }));
   });
   return { found, height: 36 + (levels.length - 1) * ROW };
 }
@@ -53,10 +53,10 @@ function placesOf(pairs) {
 function drawGraph(host, block) {
   const k = stepOf(block), edges = strongest(block, k), pairs = edges.map(entry => endsOf(block, entry).map(ownerOf));
   if (!edges.length) { host.replaceChildren(h("div", { class: "empty" }, `no edge at step ${whole(block.at[k])}`)); return; }
-  const { found, height } = placesOf(pairs), largest = Math.abs(entryAt(block, k, edges[0])) || 1;
+  const wide = Math.max(320, host.clientWidth * .6), { found, height } = placesOf(pairs, wide), largest = Math.abs(entryAt(block, k, edges[0])) || 1;
   const lines = edges.map((entry, n) => edgeLine(block, k, entry, found.get(pairs[n][0]), found.get(pairs[n][1]), largest)).reverse();
   const nodes = [...found].map(([name, { x, y }]) => [s("rect", { class: "node", x: x - BOX / 2, y: y - 10, width: BOX, height: 20, rx: 6 }), s("text", { x, y: y + 4, "text-anchor": "middle", style: "fill:var(--ink)" }, name)]);
-  const svg = s("svg", { viewBox: `0 0 ${WIDE} ${height}`, role: "img", class: "graph", "aria-label": `${block.title} at step ${block.at[k]}: the ${edges.length} strongest edges` }, lines, nodes);
+  const svg = s("svg", { viewBox: `0 0 ${wide} ${height}`, role: "img", class: "graph", "aria-label": `${block.title} at step ${block.at[k]}: the ${edges.length} strongest edges` }, lines, nodes);
   host.replaceChildren(h("div", { class: "graph-and-list" }, svg, listOf(block, k, edges, largest)));
 }
 

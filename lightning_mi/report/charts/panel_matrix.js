@@ -5,7 +5,7 @@ import { h, hint } from "../core/dom.js";
 import { show, significant, whole } from "../core/numbers.js";
 import { choose, entryAt, entryName, labelOf, panelShade, panelWords, placeOf, sizeOf, stepOf } from "../core/panels.js";
 import { S } from "../core/state.js";
-import { plotWidth } from "../core/time.js";
+import { LEFT, plotWidth } from "../core/time.js";
 
 const NAMED = 32;                                 // up to so many rows or columns have names
 const NUMBERED = 26;                              // pixels of a cell that has room for its number
@@ -31,7 +31,7 @@ function drawMatrix(host, block) {
   };
   hint(canvas, event => panelWords(block, stepOf(block), under(event)));
   const [rowAxis, columnAxis] = block.axes.slice(-2);
-  const names = rows <= NAMED && height >= 10 ? Array.from({ length: rows }, (_, r) => h("span", { style: `height:${height}px;line-height:${height}px`, title: labelOf(block, rowAxis, r) }, show(labelOf(block, rowAxis, r), 9))) : [];
+  const names = rows <= NAMED && height >= 10 ? Array.from({ length: rows }, (_, r) => h("span", { style: `height:${height}px;line-height:${height}px`, title: labelOf(block, rowAxis, r) }, show(labelOf(block, rowAxis, r), Math.floor((LEFT - 8) / 6.7)))) : [];
   const heads = columns <= NAMED && width >= 12 ? columnNames(block, columnAxis, columns, width) : null;
   host.replaceChildren(
     h("div", { class: "sub matrix-head" }, h("b", { class: "matrix-step" }), ` rows ${rowAxis.replaceAll("_", " ")}, columns ${columnAxis.replaceAll("_", " ")}`, slices > 1 ? picker(block, slices, rows * columns) : null),

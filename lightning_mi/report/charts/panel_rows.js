@@ -4,11 +4,12 @@ import { D, nearest } from "../core/data.js";
 import { s } from "../core/dom.js";
 import { lane, listen } from "../core/lane.js";
 import { show } from "../core/numbers.js";
-import { byPeak, chosenPanel, entryAt, entryName, panelShade, panelWords, sizeOf } from "../core/panels.js";
+import { byPeak, chosenPanel, countedBy, entryAt, entryShort, panelShade, panelWords, sizeOf } from "../core/panels.js";
 import { nameRows, paintRows, rowHeight } from "../core/rows.js";
+import { LEFT } from "../core/time.js";
 
 const MOST = 16;
-const LETTERS = 9;                                // of a name left of the plot; the whole one is in the tooltip
+const LETTER = 6.7;                               // width of one, in pixels; the whole name is in the tooltip
 
 /** Entries that have a row, in their own order. */
 const shownRows = block => byPeak(block).slice(0, MOST).sort((a, b) => a - b);
@@ -16,9 +17,9 @@ const shownRows = block => byPeak(block).slice(0, MOST).sort((a, b) => a - b);
 function drawRows(host, block) {
   const rows = shownRows(block), height = rowHeight(rows.length) * rows.length, rest = sizeOf(block) - rows.length;
   lane(host, height + (rest ? 16 : 0), `${block.title}, one row an entry, over training steps`, svg => {
-    nameRows(svg, rows.map(entry => show(entryName(block, entry), LETTERS)), () => ({ bold: false, mono: true }));
-    if (rest) svg.append(s("text", { x: 0, y: height + 13 }, `the ${rows.length} farthest from ${block.null ? "their null" : "zero"}; ${rest.toLocaleString("en")} more are not shown here`));
-  });
+    nameRows(svg, rows.map(entry => show(entryShort(block, entry), Math.floor((LEFT - 8) / LETTER))), () => ({ bold: false, mono: true }));
+    if (rest) svg.append(s("text", { x: 0, y: height + 13 }, `the ${rows.length} farthest from ${block.null ? "their null" : "zero"}${countedBy(block)}; ${rest.toLocaleString("en")} more are not shown here`));
+  }, true);
   paintRows(host, block, rows, (k, entry) => entryAt(block, k, entry), v => panelShade(block, v));
 }
 

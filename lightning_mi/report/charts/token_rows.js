@@ -55,7 +55,7 @@ function drawTokenRows(host) {
       bold: isSource(rows[place]) || rows[place] === S.token, mono: true,
       pick: block.names ? null : () => set({ token: S.token === rows[place] ? -1 : rows[place] }),
     }));
-  });
+  }, true);
   paintRows(host, block, rows, (k, q) => inputAt(block, k, q), inputShade(block));
 }
 

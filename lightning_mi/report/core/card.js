@@ -37,7 +37,8 @@ const subtitle = chart => h("div", { class: "sub split" }, h("span", { id: `${ch
 
 function frame(chart, host) {
   const tools = h("span", { class: "tools" }, tabsOf(chart), chart.csv && csvButton(chart));
-  const head = h("div", { class: "head" }, h("h2", { id: `${chart.id}-title` }, chart.title), h("span", { class: "sub", id: `${chart.id}-sub` }), tools);
+  const title = h("h2", { id: `${chart.id}-title` }, chart.title), words = h("span", { class: "sub", id: `${chart.id}-sub` });
+  const head = chart.tabs ? [h("div", { class: "head" }, title, tools), h("div", { class: "below" }, words)] : h("div", { class: "head" }, title, words, tools);
   return h("section", { class: "card", id: chart.id, "aria-labelledby": `${chart.id}-title` }, head, host);
 }
 

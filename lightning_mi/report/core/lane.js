@@ -14,12 +14,13 @@ const cursors = new Map();
  * @param {number} height in pixels
  * @param {string} label for those who do not see it
  * @param {(svg: any) => void} draw adds the marks
+ * @param {boolean} map whether colours lie beneath, which a band would tint
  */
-export function lane(host, height, label, draw) {
+export function lane(host, height, label, draw, map = false) {
   const svg = s("svg", { width: laneWidth(), height, role: "img", "aria-label": label });
   host.replaceChildren(svg);
   const rose = onsetInterval();
-  if (rose) svg.append(bandOf(rose, height));
+  if (rose) svg.append(...(map ? edgesOf(rose, height) : [bandOf(rose, height)]));
   if (D.run.state === "running" && END > D.steps[LAST]) {
     const x = X(D.steps[LAST]);
     svg.append(s("rect", { class: "future", x, y: 0, width: Math.max(0, LEFT + plotWidth() - x), height, fill: "url(#future)" }));
@@ -29,6 +30,8 @@ export function lane(host, height, label, draw) {
   svg.append(cursor);
   cursors.set(host, cursor);
 }
+
+const edgesOf = (rose, height) => rose.map(at => s("line", { class: "onset-edge", x1: X(at), x2: X(at), y1: 0, y2: height }));
 
 /**
  * The pointer moves the cursor when pressed, and asks for words when not.
@@ -101,7 +104,7 @@ const LINE = 13;                                  // height of a label
  * @param {number} height of the lane
  */
 export function endLabels(svg, labels, height) {
-  const room = Math.floor(height / LINE), kept = labels.slice(0, room).sort((a, b) => a.y - b.y);
+  const room = Math.floor(height / LINE), kept = labels.filter(label => Number.isFinite(label.y)).slice(0, room).sort((a, b) => a.y - b.y);
   kept.forEach((label, k) => { if (k) label.y = Math.max(label.y, kept[k - 1].y + LINE); });
   let limit = height - 2;
   for (let k = kept.length - 1; k >= 0; k--, limit -= LINE) kept[k].y = Math.min(kept[k].y, limit);

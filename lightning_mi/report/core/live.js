@@ -8,7 +8,7 @@ const EVERY = 10_000, ALONE = 20_000;             // milliseconds
 let touched = -ALONE;
 
 for (const kind of ["pointerdown", "keydown", "wheel"]) {
-  addEventListener(kind, () => { touched = Date.now(); }, { passive: true });
+  addEventListener(kind, () => { touched = Date.now(); }, { passive: true, capture: true });
 }
 
 function mayReload() {

@@ -11,7 +11,7 @@ import { follow, restorePlace } from "./live.js";
 import { moveCursors } from "./lane.js";
 import { whole } from "./numbers.js";
 import { keepTheme, onChange, readLink } from "./state.js";
-import { END, drawAxis, measureWidth } from "./time.js";
+import { END, LEFT, drawAxis, measureWidth } from "./time.js";
 
 // ---------- what stands still
 
@@ -69,6 +69,7 @@ function closeGaps() {
 
 function redraw() {
   measureWidth();
+  document.documentElement.style.setProperty("--left", `${LEFT}px`);
   drawAxis();
   drawAll();
   moveCursors();

@@ -4,7 +4,7 @@ const UNDEFINED = "—";
 
 /** A number with a true minus sign; what is not finite is a dash. */
 export const fmt = (value, digits = 2) =>
-  value != null && Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : UNDEFINED;
+  value != null && Number.isFinite(value) ? value.toFixed(digits).replace(/^-(?=[0.]*$)/, "").replace("-", "−") : UNDEFINED;
 
 /** A number with its sign, plus signs too. */
 export const withSign = (value, digits = 3) => (value > 0 ? "+" : "") + fmt(value, digits);

@@ -37,6 +37,16 @@ export function entryName(block, entry) {
   return names.map(name => show(name, 40)).join(" · ");
 }
 
+/** A short name for the margin: what has no name is its place along its axis. */
+export function entryShort(block, entry) {
+  const numbered = block.axes.every(axis => !block.labels[axis]);
+  if (!numbered || block.axes.length < 2 || entryName(block, entry).length < 9) return entryName(block, entry);
+  return placeOf(block, entry).join(", ");
+}
+
+/** What such places count. */
+export const countedBy = block => (entryShort(block, 0) === entryName(block, 0) ? "" : `, named by ${block.axes.join(", ").replaceAll("_", " ")}`);
+
 /** Index of the step of a block that is shown. */
 export const stepOf = block => nearest(block.at, step());
 

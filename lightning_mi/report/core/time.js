@@ -5,9 +5,18 @@ import { $, s } from "./dom.js";
 import { short, ticks, whole } from "./numbers.js";
 import { S } from "./state.js";
 
-/** Margins of the plots: names at the left, labels of lines at the right. */
+/** Right margin of the plots: labels of lines. */
 export const RIGHT = 112;
-export const LEFT = Object.keys(D.tables).length && !D.prompt ? 132 : 62;
+
+const NARROW = 62, BROAD = 132;
+
+/** Left margin, the same for all: names of heads and tokens are short, those of features and edges are not. */
+export const LEFT = (Object.keys(D.tables).length && !D.prompt) || D.panels.some(group => group.arrays.some(named)) ? BROAD : NARROW;
+
+/** Whether a panel has names of its own. */
+function named(block) {
+  return Object.values(block.labels).some(labels => labels.some(label => label.length > 6));
+}
 
 let W = 0;
 
@@ -86,7 +95,7 @@ export function drawAxis() {
 }
 
 function bandLabel([low, high]) {
-  const words = `induction forms, step ${whole(low)} to ${whole(high)}`;
+  const words = `induction forms, step ${low === high ? whole(low) : `${whole(low)} to ${whole(high)}`}`;
   const left = X(high) + 196 > W;
   return s("text", {
     class: "label", x: left ? X(low) - 6 : X(high) + 6, y: 32,
