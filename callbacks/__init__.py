@@ -6,6 +6,7 @@ Add any of these to a Trainer of ``pytorch_lightning`` or of ``lightning.pytorch
 from __future__ import annotations
 
 from .checkpoint import ScheduledCheckpoint
+from .clamp import ClampHeads
 from .head import HeadMonitor
 from .influence import InfluenceMonitor
 from .integrated_gradients import IntegratedGradientsMonitor
@@ -24,4 +25,6 @@ __all__ = [
     "InfluenceMonitor",
     # what a later sweep needs
     "ScheduledCheckpoint",
+    # an experiment: this one changes training
+    "ClampHeads",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .errors import ModelError
 
-__all__ = ["frozen", "unwrapped", "untouched"]
+__all__ = ["frozen", "is_compiled", "untouched", "unwrapped"]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -82,7 +82,7 @@ def untouched(model: nn.Module) -> Iterator[nn.Module]:
         for kind in {"cpu", *(device.type for device in devices)}:
             if torch.amp.is_autocast_available(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        if plain is not model or any(map(_is_compiled, modules)):
+        if plain is not model or any(map(is_compiled, modules)):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if any(isinstance(m, nn.RNNBase) for m in modules):
             # cuDNN refuses the backward pass of a recurrent network in evaluation mode.
@@ -233,7 +233,15 @@ def _generators(homes: set[torch.device]) -> Iterator[None]:
         np.random.set_state(legacy)
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
+    """Say whether a module runs compiled code, by whatever way it was compiled.
+
+    Args:
+        module: The module itself; its children are not asked.
+
+    Returns:
+        True also for a LightningModule that was compiled before it was handed to a Trainer.
+    """
     # Looked up in the dictionaries: an attribute that a module lacks takes long to miss.
     own = vars(module)
     return (

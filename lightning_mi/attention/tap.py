@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, NoAttentionError, TapError
-from ..isolation import unwrapped
+from ..isolation import is_compiled, unwrapped
 from .check import Check
 from .observer import CarriedError, Observer, active
 from .site import Site
@@ -268,8 +268,7 @@ def _switch(stack: ExitStack, model: nn.Module, wrapped: bool) -> None:
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     stack.callback(torch.backends.mha.set_fastpath_enabled, before)
-    compiled = ("_orig_mod", "_compiled_call_impl")
-    if wrapped or any(getattr(m, a, None) is not None for m in model.modules() for a in compiled):
+    if wrapped or any(is_compiled(module) for module in model.modules()):
         stack.enter_context(torch.compiler.set_stance("force_eager"))
 
 

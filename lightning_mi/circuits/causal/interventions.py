@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from .places import At, Part, Place, Port, as_place
 from .ports import ATTENTION, Change, Ports
 from .values import Value
 
-__all__ = ["intervene"]
+__all__ = ["Prepared", "intervene", "prepare"]
 
 Key = TypeVar("Key", bound=Part | At)
 
@@ -69,6 +70,62 @@ def intervene(
         >>> bool((layer(x) != without).any())
         True
     """
+    made = prepare(model, replacements, task=task, anatomy=anatomy, example=example)
+    with made.held(only_while):
+        yield
+
+
+@dataclass(eq=False)
+class Prepared:
+    """Replacements whose values have been taken and are kept.
+
+    Args:
+        ports: The model.
+        chosen: Places and what is put there.
+        kept: For each the stored value.
+    """
+
+    ports: Ports
+    chosen: list[tuple[Place, Value]]
+    kept: list[Tensor]
+
+    @contextmanager
+    def held(self, only_while: Callable[[], bool] | None = None) -> Iterator[None]:
+        """Replace, as long as the block lasts.
+
+        Args:
+            only_while: See `intervene`.
+
+        Yields:
+            Nothing.
+        """
+        with self.ports.opened(_changes(self.chosen, self.kept, only_while)):
+            yield
+
+
+def prepare(
+    model: nn.Module,
+    replacements: Mapping[Key, Value],
+    *,
+    task: Task | None = None,
+    anatomy: Anatomy | None = None,
+    example: Any = None,
+) -> Prepared:
+    """Take the values of replacements from the model as it is now.
+
+    Args:
+        model: See `intervene`.
+        replacements: See there.
+        task: See there.
+        anatomy: See there.
+        example: See there.
+
+    Returns:
+        What can be held, once or often.
+
+    Raises:
+        ArgumentError: If there is nothing to replace, or a part cannot be replaced.
+    """
     plain = unwrapped(model)
     chosen = _checked(replacements)
     batches = {v.key: v.batch for _, v in chosen if v.key}
@@ -86,9 +143,7 @@ def intervene(
         if any(p.kind == "residual" for p, _ in chosen):
             ports.find_streams(_example(own))
         kept = _stored(ports, chosen, batches)
-    changes = _changes(chosen, kept, only_while)
-    with ports.opened(changes):
-        yield
+    return Prepared(ports, chosen, kept)
 
 
 def _checked(replacements: Mapping[Key, Value]) -> list[tuple[Place, Value]]:
