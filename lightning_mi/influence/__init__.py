@@ -13,7 +13,7 @@ from .direct import Direct
 from .during_factors import TrainingFactors
 from .during_measured import TrainingInfluence
 from .during_ranking import RankingChange, ranking_change
-from .factors import EKFAC, KFAC
+from .factors import EKFAC, KFAC, KeptBases
 from .krylov import Arnoldi, LiSSA
 from .objective import Objective
 from .own import relatif, self_influence
@@ -22,6 +22,7 @@ from .queries import Group, PerModule, PerToken, Question, RandomDirections, Sco
 from .result import InfluenceScores, TokenShares
 from .scores import influence_scores
 from .solvers import CG, Solution, Solver
+from .source import source
 from .trajectory import TracIn, tracin, tracin_sum
 from .trajectory_rates import step_rates
 
@@ -34,6 +35,7 @@ __all__ = [
     "TrainingFactors",
     "TrainingInfluence",
     "ranking_change",
+    "source",
     "step_rates",
     "tracin",
     "tracin_sum",
@@ -49,6 +51,7 @@ __all__ = [
     "Direct",
     "EKFAC",
     "KFAC",
+    "KeptBases",
     "LiSSA",
     "LoGra",
     "TRAK",

@@ -180,7 +180,9 @@ class TrainingFactors:
                     eigen[name] = replace(self._bases[name], values=total / self._squared)
         blocks = self._blocks(eigen)
         dampings = {b.name: self.damping for b in blocks}
-        applied = Eigens(blocks, eigen, dampings, "true", torch.float32)
+        applied = Eigens(
+            blocks=blocks, eigen=eigen, dampings=dampings, labels="true", kind=torch.float32
+        )
         covered = sum(b.size for b in blocks) / max(1, sum(self.sizes.values()))
         facts = {
             "factors": "empirical Fisher matrix of training batches, "

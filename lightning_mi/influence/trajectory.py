@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from .queries import Asked, QueryLike, asked_data, orientation_of, queries_of, q
 from .result import InfluenceScores
 from .scores import shares_of_extremes
 from .shown import shown_panels
+from .trajectory_checkpoints import State, states_of
 from .trajectory_rates import RATES, Rates
 
 __all__ = ["TracIn", "tracin", "tracin_sum"]
@@ -35,11 +36,14 @@ layout in, and the isolation of the model (measured on a small transformer)."""
 
 
 def tracin(
-    model: nn.Module,
+    model: nn.Module | Any,
     objective: Objective,
     train: Any,
     queries: Any,
     *,
+    like: nn.Module | None = None,
+    each: Literal["once", "steps"] = "once",
+    optimizer_aware: bool = False,
     learning_rates: Rates | None = None,
     query: QueryLike = LOSS,
     candidates: Candidates = None,
@@ -47,19 +51,26 @@ def tracin(
     shown: int = 5,
     batch_size: int | None = None,
 ) -> InfluenceScores:
-    """Return TracIn (Pruthi et al. 2020) at one state of the model.
+    """Return TracIn (Pruthi et al. 2020) at one state of the model, or TracInCP over checkpoints.
 
     ``score[q, i] = Σ_p η_p ∇_p ℓᵢ · ∇_p L_q``, the first-order fall of the query's loss when SGD
     takes one step on example i alone; η_p is the learning rate of parameter p. Positive =
-    proponent. Not divided by n. TracInCP is the sum over checkpoints: `tracin_sum`.
+    proponent. Not divided by n. TracInCP is the sum over checkpoints, with the learning rates
+    that were really used at each, and the query's gradient at each; with ``each="steps"`` a
+    checkpoint counts (steps since the one before) / n times, about as often as a step was taken on
+    the example, so that the sum estimates what the example did to the query's loss.
 
     Args:
-        model: The model; it is left exactly as it was.
+        model: The model, which is left exactly as it was; or a folder or a list of checkpoints.
         objective: Losses; a Task is enough. Its regulariser plays no part.
         train: Map-style dataset (or `IndexedData`, or a DataLoader whose dataset is read).
         queries: Dataset of examples to ask about, each by itself.
+        like: For checkpoints, a model of their architecture.
+        each: What each checkpoint counts: ``"once"``, or ``"steps"``.
+        optimizer_aware: For checkpoints, divide by Adam's √v̂ + ε, entry by entry, as its steps do.
         learning_rates: By parameter name, a number or a tensor shaped like it (`step_rates` gives
-            what Adam makes of it); 1 for a parameter that is not in it.
+            what Adam makes of it); 1 for a parameter that is not in it. None takes, for
+            checkpoints, what they hold.
         query: The scalar asked about; one of which more is better is negated.
         candidates: None for all, a number to draw, or dataset indices.
         seed: Of the draw.
@@ -86,6 +97,10 @@ def tracin(
     data, queried = as_indexed(train, "train"), asked_data(queries, query)
     indices = chosen(candidates, len(data), seed)
     goal = as_objective(objective)
+    if not isinstance(model, nn.Module):
+        _check_each(each)
+        states = states_of(model, like, learning_rates=learning_rates, adam=optimizer_aware)
+        return _along(states, goal, data, queried, indices, query, each, batch_size)
     with untouched(model) as plain:
         point = Point(plain)
         asked = question_gradients(point, goal, query, queried, batch_size)
@@ -197,12 +212,59 @@ class TracIn:
         return scored + self.queries + 2 * min(2 * self.top, scored) + FIXED
 
 
+def _check_each(each: str) -> None:
+    if each not in ("once", "steps"):
+        raise ArgumentError.of(
+            "each", expected='"once" or "steps"', got=repr(each), do="Choose one."
+        )
+
+
+def _along(
+    states: Iterable[State],
+    goal: Objective,
+    data: IndexedData,
+    queried: IndexedData | None,
+    indices: list[int],
+    query: QueryLike,
+    each: str,
+    batch_size: int | None,
+) -> InfluenceScores:
+    """Add up scores over the states of a run."""
+    total: Tensor | None = None
+    last, kept = 0, []
+    found: InfluenceScores | None = None
+    for state in states:
+        weight = 1.0 if each == "once" else (state.step - last) / len(data)
+        last = state.step
+        with untouched(state.model) as plain:
+            point = Point(plain)
+            asked = question_gradients(point, goal, query, queried, batch_size)
+            found = _scores(point, goal, data, indices, asked, state.rates, 0, batch_size)
+        total = found.values * weight + (0 if total is None else total)
+        kept.append({"step": state.step, "weight": weight, **_rate_facts(found.details)})
+    if found is None or total is None:
+        raise ArgumentError.of(
+            "checkpoints", expected="at least one checkpoint", got="none", do="Save some."
+        )
+    facts = {**found.details, "checkpoints": kept, "each": each}
+    facts.pop("learning_rate")
+    if each == "steps":
+        facts["scale"] = "steps on the example: (steps since the last checkpoint) / n"
+    return dataclasses.replace(
+        found, values=total, details=facts, orientation=orientation_of(query), method="tracin"
+    )
+
+
+def _rate_facts(details: Mapping[str, Any]) -> dict[str, Any]:
+    return {"learning_rate": details["learning_rate"]}
+
+
 def _no_optimizer() -> Rates:
     raise ArgumentError.of(
         "optimizer_aware",
         expected="an optimizer whose state is known",
         got="none: this model is not being trained",
-        do="Use InfluenceMonitor, or tracin_checkpoints over checkpoints with optimizer states.",
+        do="Use InfluenceMonitor, or tracin(checkpoints, …) where they hold optimizer states.",
     )
 
 
