@@ -56,7 +56,8 @@ class Block:
 
     def _extends(self, dim: int) -> bool:
         """Say whether the entries before the last along a dimension are one stretch."""
-        return _stretch(self.index.narrow(dim, 0, max(1, self.shape[dim] - 1))) is not None
+        count = self.shape[dim] - 1
+        return count > 0 and _stretch(self.index.narrow(dim, 0, count)) is not None
 
     def take(self, vectors: Tensor) -> Tensor:
         """Return this block's part of vectors ``[vector, P]`` as ``[vector, *shape]``."""
