@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from lightning_mi.influence import (
     Arnoldi,
     DataInf,
     Direct,
+    KeptBases,
     LiSSA,
     LoGra,
     Objective,
@@ -480,3 +483,178 @@ def test_the_leverage_identity_of_ridge_regression() -> None:
     error = (y - x @ model.weight.T)[:, 0].detach()
     leverage = (x @ gram * x).sum(1) / 20
     assert torch.allclose(own.values[0], 2 * error.square() * leverage, rtol=1e-9)
+
+
+# ------------------------------------------------------------------ memory
+
+
+@pytest.mark.filterwarnings("ignore:The model is far")
+def test_what_does_not_fit_is_kept_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    found, *_ = gathered("tied", size=1)
+    sizes = [sum(t.nbytes for p in c.curvature for t in p.tensors) for c in found]
+    assert not list(tmp_path.glob("lightning_mi*"))
+    small, *_ = gathered("tied", size=1)
+    small.budget = 3 * max(sizes)
+    passes = [list(small), list(small), list(small)]
+    (folder,) = tmp_path.glob("lightning_mi*")
+    assert 0 < len(list(folder.iterdir())) < 5  # Some in memory, some on disk.
+    for chunks in zip(found, *passes, strict=True):
+        for pieces in zip(*(c.curvature for c in chunks), strict=True):
+            for tensors in zip(*(p.tensors for p in pieces), strict=True):
+                assert all(torch.equal(tensors[0], t) for t in tensors)
+    assert small._kept is not None
+    assert small._kept.size <= small.budget
+    del small, passes, chunks, pieces
+    assert not list(tmp_path.glob("lightning_mi*"))
+
+
+def test_the_model_is_run_once_whatever_fits() -> None:
+    model, task, data = case("mlp")
+    calls: list[int] = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    found = []
+    for budget in (2**30, 0):
+        calls.clear()
+        with pytest.warns(UserWarning, match="far"):
+            influence_scores(
+                model, Objective(task), data, data, solver="ekfac", memory_budget=budget
+            )
+        found.append(len(calls))
+    assert found[0] == found[1]
+
+
+# ------------------------------------------------------------------ drawn examples, kept bases
+
+
+def many() -> tuple[nn.Module, TensorDataset]:
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    return model, TensorDataset(torch.randn(400, 3).double(), torch.randint(0, 3, (400,)))
+
+
+@pytest.mark.filterwarnings("ignore:The model is far")
+def test_factors_of_a_draw_tend_to_those_of_all() -> None:
+    model, data = many()
+    queries = TensorDataset(*(t[:6] for t in data.tensors))
+    whole, part, half, same = (
+        influence_scores(
+            model, Objective(Classification()), data, queries, solver=EKFAC(rows=r), batch_size=b
+        )
+        for r, b in ((None, 7), (200, 7), (200, 40), (2**16, 40))
+    )
+    assert torch.allclose(part.values, half.values, rtol=1e-9)
+    assert torch.allclose(whole.values, same.values, rtol=1e-9)
+    assert whole.details["factor_examples"] == 400
+    assert part.details["factor_examples"] == 200
+    near = torch.corrcoef(torch.stack([whole.values.flatten(), part.values.flatten()]))[0, 1]
+    assert 0.97 < near < 0.9999999
+    assert part.gradient_norm == pytest.approx(whole.gradient_norm)  # Over all examples.
+
+
+@pytest.mark.filterwarnings("ignore:The model is far")
+def test_kept_bases_measure_eigenvalues_anew() -> None:
+    model, data = many()
+    goal, queries = Objective(Classification()), TensorDataset(*(t[:6] for t in data.tensors))
+    kept = KeptBases()
+    fresh = influence_scores(model, goal, data, queries, solver="ekfac")
+    first = influence_scores(model, goal, data, queries, solver=EKFAC(bases=kept))
+    assert torch.allclose(fresh.values, first.values, rtol=1e-9)
+    again = influence_scores(model, goal, data, queries, solver=EKFAC(bases=kept))
+    assert torch.allclose(fresh.values, again.values, rtol=1e-9)
+    assert again.details["bases"] == "kept"
+    assert again.details["basis_drift"] == pytest.approx(0, abs=1e-9)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    moved = influence_scores(model, goal, data, queries, solver=EKFAC(bases=kept))
+    right = influence_scores(model, goal, data, queries, solver="ekfac")
+    assert moved.details["bases"] == "kept"
+    assert not torch.allclose(moved.values, right.values, rtol=1e-9)
+    assert (
+        torch.corrcoef(torch.stack([moved.values.flatten(), right.values.flatten()]))[0, 1] > 0.99
+    )
+    with torch.no_grad():
+        model[0].weight.normal_()
+        model[2].weight.normal_()
+    anew = influence_scores(model, goal, data, queries, solver=EKFAC(bases=KeptBases(most=-1)))
+    assert anew.details["bases"] == "new"
+    turned = influence_scores(model, goal, data, queries, solver=EKFAC(bases=kept))
+    assert turned.details["basis_drift"] > again.details["basis_drift"]
+    other, task, words = case("tied")
+    with pytest.raises(ArgumentError, match="same parameters"):
+        influence_scores(other, Objective(task), words, words, solver=EKFAC(bases=kept))
+    with pytest.raises(ArgumentError, match="EKFAC"):
+        influence_scores(model, goal, data, queries, solver=KFAC(bases=kept))
+
+
+@pytest.mark.parametrize("kind", ["tied", "images"])
+@pytest.mark.filterwarnings("ignore:The model is far")
+def test_kept_bases_of_every_kind_of_block(kind: str) -> None:
+    model, task, data = case(kind)
+    kept = KeptBases()
+    first, again = (
+        influence_scores(model, Objective(task), data, data, solver=EKFAC(bases=kept))
+        for _ in range(2)
+    )
+    assert torch.allclose(first.values, again.values, rtol=1e-9)
+
+
+# ------------------------------------------------------------------ processes
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+import torch.distributed as dist
+from lightning_mi import Classification
+from lightning_mi.influence import EKFAC, Objective, influence_scores
+from test_curvature import many
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    rank, store = int(sys.argv[1]), sys.argv[2]
+    dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
+    model, data = many()
+    queries = torch.utils.data.TensorDataset(*(t[:6] for t in data.tensors))
+    values = [
+        influence_scores(
+            model, Objective(Classification()), data, queries,
+            solver=EKFAC(all_reduce=True, rows=rows), candidates=range(rank, 400, 2),
+        ).values
+        for rows in (None, 200)
+    ]
+    torch.save(values, store + str(rank) + ".pt")
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.filterwarnings("ignore:The model is far")
+def test_two_processes_share_the_factors(tmp_path: Path) -> None:
+    script, store = tmp_path / "shared.py", tmp_path / "store"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    command = [sys.executable, "-W", "ignore", str(script)]
+    running = [
+        subprocess.Popen([*command, str(rank), str(store)], stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors[-2000:]
+    model, data = many()
+    queries = TensorDataset(*(t[:6] for t in data.tensors))
+    parts = [torch.load(f"{store}{rank}.pt") for rank in (0, 1)]
+    for place, rows in enumerate((None, 200)):
+        alone = influence_scores(
+            model, Objective(Classification()), data, queries, solver=EKFAC(rows=rows)
+        )
+        for rank in (0, 1):
+            assert torch.allclose(alone.values[:, rank::2], parts[rank][place], rtol=1e-9)
+
+
+def test_factors_are_shared_between_processes_alone() -> None:
+    model, data = many()
+    with pytest.raises(ArgumentError, match="all_reduce"):
+        influence_scores(
+            model, Objective(Classification()), data, data, solver=EKFAC(all_reduce=True)
+        )

@@ -243,7 +243,7 @@ def dense_all(blocks: Sequence[Block], pieces: Iterable[Piece], examples: int, s
     return found
 
 
-def add_dots(total: Tensor, block: Block, pieces: Sequence[Piece], weights: Tensor) -> None:
+def add_dots(total: Tensor, block: Block, pieces: Sequence[Piece], weights: Tensor) -> Tensor:
     """Add the products of gradients of the first cotangent with vectors.
 
     Args:
@@ -251,21 +251,29 @@ def add_dots(total: Tensor, block: Block, pieces: Sequence[Piece], weights: Tens
         block: The block.
         pieces: Its pieces.
         weights: Shape ``[vector, *block.shape]``, in the type of the total.
+
+    Returns:
+        The sum of the gradients, ``[1, *block.shape]``.
     """
     flat = weights.flatten(1).T
+    added = torch.zeros_like(weights[:1])
     for each in pieces:
         piece = each.part(slice(0, 1))
         if isinstance(piece, Matrix) and piece.inputs.is_ids:
             total += _dots_by_id(piece, weights)
+            added += summed(block, piece)
         elif isinstance(piece, Matrix) and len(weights) == 1:
             left, right = piece.left.rows[0], piece.right.rows[0]
             total += ((left @ weights[0]) * right).flatten(1).sum(1, keepdim=True)
+            added += summed(block, piece)
         else:
             start = 0
             for part in in_parts(block, [piece]):
                 rows = dense(block, part)[0].flatten(1)
                 total[start : start + len(rows)].addmm_(rows, flat)
+                added += rows.sum(0).reshape(added.shape)
                 start += len(rows)
+    return added
 
 
 def _dots_by_id(piece: Matrix, weights: Tensor) -> Tensor:

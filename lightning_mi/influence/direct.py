@@ -136,12 +136,14 @@ def _rest(matrix: Tensor, solved: Tensor, right: Tensor) -> Tensor:
     E (zᵀ r)² = ‖r‖² for random signs z, and zᵀ A s takes one product with A for all rows. With
     `PROJECTIONS` of them the standard error is an eighth.
     """
+    found: Tensor
     if len(right) <= PROJECTIONS:
-        return (right - solved @ matrix).norm(dim=1)
+        found = (right - solved @ matrix).norm(dim=1)
+        return found
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(2, (PROJECTIONS, len(matrix)), generator=generator).to(right) * 2 - 1
     seen = signs @ right.T - (signs @ matrix) @ solved.T
-    found: Tensor = seen.square().mean(0).sqrt()
+    found = seen.square().mean(0).sqrt()
     return found
 
 

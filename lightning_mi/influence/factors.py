@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,10 +17,16 @@ from .point import wide
 from .products import Curvature
 from .solvers import APPROXIMATE, Inverse, Product, Solution
 
-__all__ = ["EKFAC", "KFAC", "Eigen", "eigen_of"]
+__all__ = ["EKFAC", "KFAC", "Eigen", "KeptBases", "eigen_of"]
 
 LONGEST_SIDE = 4096
 """Longest side of a weight whose covariance is taken whole; beyond, only its diagonal."""
+
+FEW_ROWS = 2**12
+"""Rows that tell how far a basis has drifted."""
+
+ROWS_FOR_EACH = 32
+"""Rows for each number of a side that its eigenbasis is taken from, out of a random draw."""
 
 LONGEST_VECTOR = 1024
 """Most numbers of another parameter whose covariance is taken whole."""
@@ -41,10 +47,20 @@ class KFAC:
         relative_damping: None adds the one λ of the call to every eigenvalue. A number c adds c
             times the mean eigenvalue of each block instead (0.1 in Grosse et al. 2023); such
             scores are on no common scale over checkpoints.
+        rows: Rows (positions of texts, places of filters) that factors and eigenvalues are means
+            over: as many examples as have these are drawn at random, with the call's seed. The
+            eigenbases of a side of d numbers take 32 d of them. None takes all.
+        all_reduce: Share the examples out to the processes of `torch.distributed`'s default group,
+            which all have to make the same call, and add the factors up. Share the scores out
+            with ``candidates``.
+        bases: Keeps the eigenbases from one call to the next; see `KeptBases`.
     """
 
     labels: Labels = "auto"
     relative_damping: float | None = None
+    rows: int | None = 2**16
+    all_reduce: bool = False
+    bases: KeptBases | None = None
 
     @property
     def corrected(self) -> bool:
@@ -64,8 +80,8 @@ class KFAC:
             ArgumentError: If the product is no Gauss-Newton curvature of a model.
         """
         curvature = structured(product, type(self).__name__)
-        gathered = curvature.gathered(self.labels)
-        eigen = eigen_of(gathered, corrected=self.corrected)
+        gathered = curvature.drawn(self.labels, self.rows, self.all_reduce)
+        eigen, known = self._eigen(gathered)
         ridge = curvature.ridge()
         dampings = {}
         for block in gathered.blocks:
@@ -73,7 +89,13 @@ class KFAC:
             scale = self.relative_damping
             mean = float(eigen[block.name].values.mean())
             dampings[block.name] = own + (curvature.damping if scale is None else scale * mean)
-        return Eigens(gathered.blocks, eigen, dampings, gathered.used, gathered.kind)
+        known = {"factor_examples": gathered.count, **known}
+        return Eigens(gathered.blocks, eigen, dampings, gathered.used, gathered.kind, known)
+
+    def _eigen(self, gathered: Gathered) -> tuple[dict[str, Eigen], dict[str, Any]]:
+        if self.bases is None:
+            return eigen_of(gathered, corrected=self.corrected), {}
+        return self.bases.eigen(gathered, corrected=self.corrected)
 
     def solve(self, product: Product, right: Tensor) -> Solution:
         """Return the approximate inverse applied to each right-hand side.
@@ -89,6 +111,92 @@ class KFAC:
             ArgumentError: If the product is no Gauss-Newton curvature of a model.
         """
         return self.prepare(product)(right)
+
+
+class KeptBases:
+    """Eigenbases that one call of `EKFAC` leaves for the next, at another checkpoint.
+
+    Bases drift slowly, so that the next call measures the eigenvalues anew and no more. How far
+    they drifted is looked at in the first batch: 1 − Σ (diagonal of Qᵀ C Q)² / ‖C‖² of each
+    side's covariance C, less the same when they were made. Where the mean over sides exceeds
+    ``most`` they are made anew.
+
+    Args:
+        most: Drift at which they are made anew.
+
+    Example:
+        >>> kept = KeptBases()
+        >>> EKFAC(bases=kept).bases is kept
+        True
+    """
+
+    def __init__(self, most: float = 0.2) -> None:
+        self.most = most
+        self._eigen: dict[str, Eigen] = {}
+        self._first = 0.0
+
+    def eigen(
+        self, gathered: Gathered, *, corrected: bool = True
+    ) -> tuple[dict[str, Eigen], dict[str, Any]]:
+        """Return eigenvalues in kept bases, or in new ones where they drifted too far.
+
+        Args:
+            gathered: The gradients.
+            corrected: Whether eigenvalues are measured in the bases.
+
+        Returns:
+            By name of the block; and the drift, to be told.
+
+        Raises:
+            ArgumentError: If the bases are of another model, or not measured in.
+        """
+        if not corrected:
+            raise ArgumentError.of(
+                "bases",
+                expected="EKFAC, which measures eigenvalues in given bases",
+                got="KFAC",
+                do="Use EKFAC(bases=…).",
+            )
+        if not self._eigen:
+            return self._anew(gathered), {"bases": "new"}
+        shapes = {b.name: torch.Size(b.shape) for b in gathered.blocks}
+        if shapes != {n: e.values.shape for n, e in self._eigen.items()}:
+            raise ArgumentError.of(
+                "bases", expected="those of the same parameters", got="others", do="KeptBases()."
+            )
+        drift = self._off(gathered) - self._first
+        if drift > self.most:
+            return self._anew(gathered), {"bases": "new", "basis_drift": drift}
+        matrices = {b.name for b in gathered.blocks if len(b.shape) == 2}
+        if len(matrices) < len(shapes):
+            return self._anew(gathered, matrices), {"bases": "kept", "basis_drift": drift}
+        return measured(gathered, self._eigen), {"bases": "kept", "basis_drift": drift}
+
+    def _anew(self, gathered: Gathered, kept: Collection[str] = ()) -> dict[str, Eigen]:
+        found = eigen_of(gathered, skipped={n: self._eigen[n] for n in kept})
+        self._eigen = found
+        if not kept:
+            self._first = self._off(gathered)
+        return found
+
+    def _off(self, gathered: Gathered) -> float:
+        """Return the part of covariances beside the diagonal, in the first batch."""
+        chunk, shares = next(iter(gathered)), []
+        for name, pieces in grouped(chunk.curvature).items():
+            bases = self._eigen[name].bases
+            for piece in pieces:
+                if isinstance(piece, Matrix):
+                    for factor, basis in zip((piece.left, piece.right), bases, strict=True):
+                        if basis is not None and not factor.is_ids:
+                            shares.append(_beside(factor.rows, basis))
+        return sum(shares) / max(1, len(shares))
+
+
+def _beside(rows: Tensor, basis: Tensor) -> float:
+    flat = rows.reshape(-1, rows.shape[-1])[:FEW_ROWS] @ basis.to(rows.dtype)
+    square = flat.T @ flat
+    whole = float(square.square().sum())
+    return 1 - float(square.diagonal().square().sum()) / whole if whole else 0.0
 
 
 @dataclass(frozen=True)
@@ -175,6 +283,7 @@ class Eigens:
     dampings: dict[str, float]
     labels: str
     kind: torch.dtype
+    known: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, right: Tensor) -> Solution:
         """Return the solution for each right-hand side ``[query, P]``."""
@@ -183,40 +292,48 @@ class Eigens:
             own = self.eigen[block.name]
             turned = own.turned(block.take(right))
             block.put(found, own.back(own.divided(turned, self.dampings[block.name])))
-        details = {"labels": self.labels}
+        details = {"labels": self.labels, **self.known}
         if len(set(self.dampings.values())) > 1:
             details["damping_by_block"] = str(self.dampings)
         return Solution.approximate(found, APPROXIMATE, details)
 
 
-def eigen_of(gathered: Gathered, *, corrected: bool = True) -> dict[str, Eigen]:
+def eigen_of(
+    gathered: Gathered, *, corrected: bool = True, skipped: Mapping[str, Eigen] | None = None
+) -> dict[str, Eigen]:
     """Return eigenbases and eigenvalues of every block.
 
     Args:
         gathered: The gradients.
         corrected: Measure the eigenvalues in the eigenbasis (EK-FAC) rather than multiply those
             of the factors (K-FAC).
+        skipped: Blocks whose bases are known.
 
     Returns:
         By name of the block.
     """
-    sums = {b.name: _sums(b, gathered) for b in gathered.blocks}
-    examples = 0
+    given = dict(skipped or {})
+    sums = {b.name: _sums(b, gathered) for b in gathered.blocks if b.name not in given}
     for chunk in gathered:
-        examples += chunk.examples
-        for name, pieces in grouped(chunk.curvature).items():
-            for piece in pieces:
-                sums[name].add(piece)
-    eigen = {b.name: sums[b.name].eigen(b, examples) for b in gathered.blocks}
-    if corrected:
-        _correct(gathered, eigen, examples)
-    return eigen
+        by_name = grouped(chunk.curvature)
+        for name, own in sums.items():
+            own.take(by_name.get(name, []), chunk.examples)
+    if gathered.shared:
+        for own in sums.values():
+            own.reduce()
+    made = {b.name: sums[b.name].eigen(b) for b in gathered.blocks if b.name in sums}
+    eigen = {**made, **given}
+    return measured(gathered, eigen) if corrected else eigen
 
 
 def _sums(block: Block, gathered: Gathered) -> Sums:
     device = gathered.point.device
     limit = LONGEST_SIDE if len(block.shape) == 2 else LONGEST_VECTOR
-    return Sums([Side(size, size > limit, wide(device), device) for size in block.shape])
+    sides = [Side(size, size > limit, wide(device), device) for size in block.shape]
+    known = [s.size for s in sides if not s.diagonal]
+    if not gathered.drawn or len(sides) == 1 or not known:
+        return Sums(sides)
+    return Sums(sides, -(-ROWS_FOR_EACH * max(known) // gathered.processes))
 
 
 class Side:
@@ -240,6 +357,16 @@ class Side:
         product = (flat.T @ flat).to(self.dtype) * weight
         self.whole = product if self.whole is None else self.whole + product
 
+    def reduce(self) -> None:
+        """Add up what all processes have."""
+        torch.distributed.all_reduce(self.line)
+        made = torch.tensor(int(self.whole is not None), device=self.device)
+        torch.distributed.all_reduce(made)
+        if int(made):
+            if self.whole is None:
+                self.whole = torch.diag(torch.zeros_like(self.line))
+            torch.distributed.all_reduce(self.whole)
+
     def eigen(self, scale: float) -> tuple[Tensor, Tensor | None]:
         """Return eigenvalues and eigenvectors; None for those of a diagonal matrix."""
         if self.whole is None:
@@ -251,11 +378,30 @@ class Side:
 
 @dataclass(eq=False)
 class Sums:
-    """The covariances of a block's sides while they are gathered."""
+    """The covariances of a block's sides while they are gathered.
+
+    Args:
+        sides: One for each dimension.
+        most: Rows after which no more are taken; None takes all.
+    """
 
     sides: list[Side]
+    most: int | None = None
+    examples: int = 0
+    seen: int = 0
     rows: list[int] = field(default_factory=lambda: [0, 0])
     pulled: list[bool] = field(default_factory=lambda: [True, True])
+
+    def take(self, pieces: Sequence[Piece], examples: int) -> None:
+        """Add the pieces of some examples, or of the first of them if that is enough."""
+        if self.most is not None:
+            rows = max((p.pulled.rows.shape[2] for p in pieces if isinstance(p, Matrix)), default=1)
+            examples = min(examples, max(0, -(-(self.most - self.seen) // rows)))
+            self.seen += examples * rows
+        if examples:
+            self.examples += examples
+            for piece in pieces:
+                self.add(piece.examples(slice(0, examples)))
 
     def add(self, piece: Piece) -> None:
         """Add a piece."""
@@ -268,10 +414,20 @@ class Sums:
                 self.pulled[place] = False
                 self.rows[place] += factor.rows.shape[1] * factor.rows.shape[2]
 
-    def eigen(self, block: Block, examples: int) -> Eigen:
+    def reduce(self) -> None:
+        """Add up what all processes have."""
+        device = self.sides[0].line.device
+        counts = torch.tensor([self.examples, *self.rows], device=device)
+        torch.distributed.all_reduce(counts)
+        self.examples, *self.rows = counts.tolist()
+        self.pulled = [r == 0 for r in self.rows]
+        for side in self.sides:
+            side.reduce()
+
+    def eigen(self, block: Block) -> Eigen:
         """Return the eigenvectors, and the products of the eigenvalues."""
         scales = [
-            1 / max(1, examples if self.pulled[i] else self.rows[i])
+            1 / max(1, self.examples if self.pulled[i] else self.rows[i])
             for i in range(len(block.shape))
         ]
         pairs = [side.eigen(scale) for side, scale in zip(self.sides, scales, strict=True)]
@@ -281,16 +437,36 @@ class Sums:
         return Eigen(tuple(vectors for _, vectors in pairs), values)
 
 
-def _correct(gathered: Gathered, eigen: dict[str, Eigen], examples: int) -> None:
-    """Replace eigenvalues by the mean squares of gradients in the eigenbasis."""
+def measured(gathered: Gathered, eigen: dict[str, Eigen]) -> dict[str, Eigen]:
+    """Return the bases with eigenvalues that are mean squares of gradients in them.
+
+    Args:
+        gathered: The gradients.
+        eigen: Bases; the eigenvalues of blocks that are no matrix are kept.
+
+    Returns:
+        By name of the block.
+    """
     blocks = {b.name: b for b in gathered.blocks if len(b.shape) == 2}
     totals = {n: torch.zeros_like(eigen[n].values) for n in blocks}
+    examples = 0
     for chunk in gathered:
+        examples += chunk.examples
         for name, pieces in grouped(chunk.curvature).items():
             if name in blocks:
                 totals[name] += _squares(blocks[name], pieces, eigen[name])
-    for name, total in totals.items():
-        eigen[name] = replace(eigen[name], values=total / max(1, examples))
+    if gathered.shared:
+        examples = _everywhere(examples, gathered.point.device)
+        for total in totals.values():
+            torch.distributed.all_reduce(total)
+    new = {n: replace(eigen[n], values=t / max(1, examples)) for n, t in totals.items()}
+    return {**eigen, **new}
+
+
+def _everywhere(count: int, device: torch.device) -> int:
+    total = torch.tensor(count, device=device)
+    torch.distributed.all_reduce(total)
+    return int(total)
 
 
 def _squares(block: Block, pieces: Sequence[Piece], eigen: Eigen) -> Tensor:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -44,6 +48,47 @@ class Chunk:
     examples: int
 
 
+class Kept:
+    """Chunks in memory up to a budget, and beyond it in a folder for temporary files.
+
+    Args:
+        budget: Bytes.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget, self.size = budget, 0
+        self._chunks: list[Chunk | Path] = []
+        self._folder: Path | None = None
+
+    def add(self, chunk: Chunk) -> None:
+        """Keep a chunk.
+
+        Args:
+            chunk: The next one.
+        """
+        size = _bytes(chunk)
+        if self.size + size <= self.budget:
+            self.size += size
+            self._chunks.append(chunk)
+            return
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="lightning_mi_influence_"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        path = self._folder / f"{len(self._chunks)}.pt"
+        torch.save(chunk, path)
+        self._chunks.append(path)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Yield the chunks in order."""
+        for chunk in self._chunks:
+            if isinstance(chunk, Path):
+                # A file of our own, of this process.
+                loaded: Chunk = torch.load(chunk, weights_only=False)
+                yield loaded
+            else:
+                yield chunk
+
+
 class Gathered:
     """The gradients of all training examples, in factors, from one pass over the data.
 
@@ -60,7 +105,11 @@ class Gathered:
         batches: Called for a fresh pass over the data.
         labels: Which.
         seed: Of the samples.
-        budget: Bytes of gradients that are kept between passes.
+        budget: Bytes of gradients that are kept in memory between passes; others are kept on disk.
+        places: Place in the data of each example that the batches hold; None is their order.
+        own: Gather the gradients of the examples' own losses too.
+        processes: Processes that share the data; these batches are one's part of it.
+        drawn: These examples are in random order, so that the first few speak for all.
     """
 
     def __init__(
@@ -71,12 +120,18 @@ class Gathered:
         labels: Labels = "auto",
         seed: int = 0,
         budget: int = 2**30,
+        places: Sequence[int] | None = None,
+        own: bool = True,
+        processes: int = 1,
+        drawn: bool = False,
     ) -> None:
         self.point, self.objective, self.batches = point, objective, batches
         self.labels, self.seed, self.budget = labels, seed, budget
+        self.places, self.with_losses = places, own
+        self.processes, self.drawn = processes, drawn
         self._reader = Reader(point, objective.outputs, point.plans)
-        self._kept: list[Chunk] = []
-        self._complete = False
+        self._kept: Kept | None = None
+        self.count = 0
         self._first: Chunk | None = None
         self._blocks: list[Block] | None = None
         self.used: str = labels
@@ -95,22 +150,20 @@ class Gathered:
         return self._blocks
 
     def __iter__(self) -> Iterator[Chunk]:
-        """Yield all batches; what fits into the budget is computed once."""
-        if self._complete:
+        """Yield all batches; they are computed once and then kept."""
+        if self._kept is not None:
             yield from self._kept
             return
-        kept: list[Chunk] | None = []
-        start, size = 0, 0
+        kept = Kept(self.budget)
+        start = 0
         for batch in self.batches():
             # The first batch may have been looked at already, to find the blocks.
             first, self._first = self._first, None
             chunk = self._chunk(batch, start) if first is None else first
             start += chunk.examples
-            size += _bytes(chunk)
-            kept = None if kept is None or size > self.budget else [*kept, chunk]
+            kept.add(chunk)
             yield chunk
-        if kept is not None:
-            self._kept, self._complete = kept, True
+        self._kept, self.count = kept, start
 
     @property
     def kind(self) -> torch.dtype:
@@ -119,8 +172,13 @@ class Gathered:
 
     @property
     def complete(self) -> bool:
-        """Whether all of it is in memory."""
-        return self._complete
+        """Whether all of it was gathered."""
+        return self._kept is not None
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes have parts of it."""
+        return self.processes > 1
 
     def mean(self) -> Tensor:
         """Return the mean of ∇ℓᵢ over all examples, ``[P]``."""
@@ -155,6 +213,30 @@ class Gathered:
             rows.append(row)
         return torch.cat(rows).to(vectors.dtype)
 
+    def stream(self, batches: Iterable[Any], vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return products and the sum of ∇ℓᵢ of other batches, of which nothing is kept.
+
+        Args:
+            batches: The examples.
+            vectors: Shape ``[vector, P]``.
+
+        Returns:
+            ∇ℓᵢ · v as ``[example, vector]``, and Σ ∇ℓᵢ as ``[P]``, in double precision.
+        """
+        rows, narrow = [], vectors.to(self.kind)
+        total = torch.zeros_like(vectors[:1])
+        parts: dict[str, Tensor] = {}
+        for batch in batches:
+            by_name = grouped(self.own(batch))
+            parts = parts or {b.name: b.take(narrow) for b in self.blocks}
+            row = narrow.new_zeros(batch_size(batch), len(vectors))
+            for block in self.blocks:
+                if block.name in by_name:
+                    added = add_dots(row, block, by_name[block.name], parts[block.name])
+                    block.put(total, block.take(total) + added)
+            rows.append(row)
+        return torch.cat(rows).to(vectors.dtype), total[0]
+
     def own(self, batch: Any) -> list[Piece]:
         """Return the gradients of the losses of a batch alone."""
         return self._read(batch, lambda out: [self._slope(out, batch)])
@@ -176,21 +258,18 @@ class Gathered:
         counts: list[int] = []
 
         def cotangents(outputs: Tensor) -> list[Tensor]:
-            own = self._slope(outputs, batch)
             if self.labels == "true":
                 counts.append(1)
                 self.used = "true"
-                return [own]
+                return [self._slope(outputs, batch)]
+            places: Sequence[int] = range(start, start + len(outputs))
+            if self.places is not None:
+                places = self.places[start : start + len(outputs)]
             self.used, columns = curvature_columns(
-                self.objective,
-                outputs,
-                batch,
-                self.labels,
-                range(start, start + len(outputs)),
-                self.seed,
+                self.objective, outputs, batch, self.labels, places, self.seed
             )
             counts.append(len(columns))
-            return [*columns, own]
+            return [*columns, self._slope(outputs, batch)] if self.with_losses else columns
 
         pieces = self._read(batch, cotangents)
         k = counts[0]

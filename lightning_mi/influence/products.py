@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ..batch import cut
+from ..errors import ArgumentError
 from .gathered import Gathered, Labels
 from .objective import Objective
+from .pieces import Matrix
 from .point import Point, math_attention, wide
 
 __all__ = ["Curvature", "CurvatureKind"]
@@ -57,6 +59,7 @@ class Curvature:
         self.kind, self.damping = kind, damping
         self.seed, self.budget, self.subset = seed, budget, subset
         self._gathered: dict[str, Gathered] = {}
+        self._drawn: dict[str, Gathered] = {}
 
     def gathered(self, labels: Labels = "auto") -> Gathered:
         """Return the gradients of all examples, in factors, gathered once.
@@ -72,6 +75,64 @@ class Curvature:
                 self.point, self.objective, self.batches, labels, self.seed, self.budget
             )
         return self._gathered[labels]
+
+    def drawn(self, labels: Labels, rows: int | None, shared: bool = False) -> Gathered:
+        """Return the gradients of as many examples as have so many rows, drawn at random.
+
+        Args:
+            labels: Which output gradients make the curvature.
+            rows: Positions of texts, places of filters; one of any other example. None takes all.
+            shared: Of these examples, those that fall to this process.
+
+        Returns:
+            The gradients, without those of the examples' own losses; all of `gathered` where there
+            are no more rows than that.
+
+        Raises:
+            ArgumentError: If examples are to be shared between processes that there are not.
+        """
+        if shared and not torch.distributed.is_initialized():
+            raise ArgumentError.of(
+                "all_reduce",
+                expected="processes that torch.distributed knows",
+                got="none",
+                do="Call torch.distributed.init_process_group first, or leave it out.",
+            )
+        subset = self.subset
+        count = self.examples
+        if subset is not None and rows is not None:
+            count = min(count, -(-rows // self._rows))
+        if subset is None or (count == self.examples and not shared):
+            return self.gathered(labels)
+        key = f"{labels}, {rows} rows, shared: {shared}"
+        if key not in self._drawn:
+            places = list(range(count))
+            if count < self.examples:
+                generator = torch.Generator().manual_seed(self.seed)
+                places = torch.randperm(self.examples, generator=generator)[:count].tolist()
+            processes = torch.distributed.get_world_size() if shared else 1
+            if shared:
+                places = places[torch.distributed.get_rank() :: processes]
+            self._drawn[key] = Gathered(
+                self.point,
+                self.objective,
+                lambda: subset(places),
+                labels,
+                self.seed,
+                self.budget,
+                places=places,
+                processes=processes,
+                drawn=count < self.examples,
+                own=False,
+            )
+        return self._drawn[key]
+
+    @property
+    def _rows(self) -> int:
+        """Rows of the gradient of an example's longest layer."""
+        single = cut(next(iter(self.batches())), 1)
+        pieces = Gathered(self.point, self.objective, lambda: ()).own(single)
+        return max((p.pulled.rows.shape[2] for p in pieces if isinstance(p, Matrix)), default=1)
 
     @property
     def outputs(self) -> int:

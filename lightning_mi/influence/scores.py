@@ -88,8 +88,9 @@ def influence_scores(
         shown: Proponents and opponents of each query whose scores are split over tokens.
         batch_size: Examples run at once; the result does not depend on it.
         dtype: Compute in this type, for example ``torch.float64``; None keeps the model's own.
-        memory_budget: Bytes of gradients that are kept between passes over the data; what does
-            not fit is computed again.
+        memory_budget: Bytes of gradients that are kept in memory between passes over the data;
+            what does not fit is kept in a folder for temporary files. Beside it one batch, the
+            solver's matrices and the gradients of queries take memory.
 
     Returns:
         The scores.
@@ -188,18 +189,9 @@ class Job:
         asked = question_gradients(point, self.objective, self.query, self.queries, self.batch_size)
         gradients = asked.gradients
         solution = inverse(gradients)
-        known = curvature.known
-        if known is None:
-            mean = mean_gradient(point, self.losses, curvature.batches(), 1 / len(sample))
-        else:
-            mean = known.mean()
         scale = 1 / len(self.train)
         vectors, constants = solution.vectors * scale, (solution.vectors @ own) * scale
-        if known is None or indices != sample:
-            chunks = self._chunks(point, indices)
-            dots = gradient_dots(point, self.losses, chunks, vectors)
-        else:
-            dots = known.dots(vectors)
+        dots, mean = self._dots(point, curvature, indices, sample, vectors)
         values = dots.T + constants[:, None]
         return InfluenceScores(
             values.cpu(),
@@ -218,6 +210,28 @@ class Job:
             },
             orientation=orientation_of(self.query),
         )
+
+    def _dots(
+        self,
+        point: Point,
+        curvature: Curvature,
+        indices: list[int],
+        sample: list[int],
+        vectors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return ∇ℓᵢ · v of the candidates, and the mean of ∇ℓᵢ over the sample."""
+        known = curvature.known
+        if indices == sample:
+            if known is not None:
+                return known.dots(vectors), known.mean()
+            # One pass for both; what is not kept is not gathered twice.
+            dots, total = curvature.gathered().stream(self._chunks(point, indices), vectors)
+            return dots, total / len(sample)
+        dots = gradient_dots(point, self.losses, self._chunks(point, indices), vectors)
+        if known is not None:
+            return dots, known.mean()
+        batches = curvature.batches()
+        return dots, mean_gradient(point, self.losses, batches, 1 / len(sample))
 
     def curvature_at(self, point: Point, sample: Sequence[int]) -> Curvature:
         """Return the curvature of the mean loss of some training examples.
