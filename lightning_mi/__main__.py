@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from .cli_influence import Influence
 from .errors import LightningMIError
 
 __all__ = ["COMMANDS", "Command", "Report", "main"]
@@ -72,7 +73,10 @@ class Report:
         print(write_report([Run.open(folder) for folder in given.run], given.out))
 
 
-COMMANDS: tuple[Command, ...] = (Report(),)
+COMMANDS: tuple[Command, ...] = (
+    Report(),
+    Influence(),
+)
 """Every subcommand; a new one is a class in this file or beside it, and an entry here."""
 
 
