@@ -197,6 +197,36 @@ def test_indirect_objects_are_not_understood_by_chance() -> None:
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_queries_are_connected_by_their_key_value_heads(dtype: torch.dtype) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        hidden_size=16,
+        intermediate_size=32,
+        vocab_size=40,
+        max_position_embeddings=64,
+    )
+    links = tuple(
+        connection
+        for reads in ("Q", "K", "V")
+        for connection in (Composes("a", reads), Overlaps("a", reads), Carries("a", reads, 0.5))  # type: ignore[arg-type]
+    )
+    stated = CircuitHypothesis(
+        "all", (Step("a"), Step("b", connection=links)), characteristics=False
+    )
+    behavior = RepeatedTokens(40, length=8, sequences=4).behavior("block")
+    evidence = stated.test(LlamaForCausalLM(config).to(dtype), behavior)
+    assert len(evidence.lines) == 9
+    assert all(math.isfinite(line.value) for line in evidence.lines)
+    carried = [line for line in evidence.lines if line.key.startswith("carries")]
+    assert all(len(line.components) == 16 for line in carried)  # Four heads to four.
+
+
 # ------------------------------------------------------------ nothing to say
 
 

@@ -179,7 +179,8 @@ class Carries:
     """Cutting only the edges from an earlier step to this one removes a share of the effect.
 
     All heads of the earlier step to the given input of all heads of this one; every other edge
-    carries what it carries. (m(clean) − m(without them)) / (m(clean) − m(without any edge)).
+    carries what it carries. (m(clean) − m(without them)) / (m(clean) − m(without any edge)). Under
+    grouped queries a key or value input serves all heads of its group, and is cut for all of them.
 
     Args:
         step: Name of the earlier step.
