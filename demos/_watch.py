@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from lightning_mi import Measurement, Run
+from lightning_mi import Context, Run
 from lightning_mi.attribution.evaluate import Evaluation, Interval, deletion, interval
+from lightning_mi.attribution.measured import Attributed
 from lightning_mi.callbacks import MeasurementMonitor
 from lightning_mi.sinks.grid import over_steps
 from lightning_mi.sinks.names import spelled
@@ -124,11 +125,13 @@ class Verdict:
 def judge(
     model: nn.Module,
     batch: Any,
-    methods: Sequence[Measurement],
+    methods: Sequence[Attributed],
     least: float,
     **options: Any,
 ) -> list[Verdict]:
     """Remove inputs in the order of each method, and see how fast the model loses its answer.
+
+    Whatever a method explains of a class, what is followed is the probability of that class.
 
     Args:
         model: The trained model.
@@ -140,7 +143,12 @@ def judge(
     Returns:
         One verdict for each.
     """
-    return [Verdict(spelled(m.name), deletion(model, batch, m, **options), least) for m in methods]
+    verdicts = []
+    for method in methods:
+        scores = method.attribution(model, Context(model, batch))
+        found = deletion(model, batch, scores, **options)
+        verdicts.append(Verdict(spelled(method.name), found, least))
+    return verdicts
 
 
 def save_pictures(run: Run, folder: Path) -> list[Path]:

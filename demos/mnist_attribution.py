@@ -38,6 +38,7 @@ from lightning_mi.attribution import (
 )
 from lightning_mi.attribution.attention_rollout import AttentionRollout
 from lightning_mi.attribution.attn_lrp import AttnLRP
+from lightning_mi.attribution.measured import Attributed
 from lightning_mi.callbacks import IntegratedGradientsMonitor, MeasurementMonitor, SaliencyMonitor
 from lightning_mi.report import write_report
 
@@ -76,7 +77,7 @@ def judged(model: Classifier, data: Digits, count: int) -> list[Verdict]:
     """Judge the methods that say how much each pixel adds to the answer."""
     images, labels = data.val.tensors
     batch = (images[-count:], labels[-count:])
-    chosen: list[Measurement] = [
+    chosen: list[Attributed] = [
         IntegratedGradients(max_steps=64, examples=None),
         InputXGradient(),
     ]

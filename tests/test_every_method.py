@@ -19,7 +19,7 @@ from lightning_mi import attribution as at
 from lightning_mi.attribution.measured import Attributed
 from lightning_mi.callbacks import IntegratedGradientsMonitor, SaliencyMonitor
 from lightning_mi.callbacks.saliency import METHODS
-from lightning_mi.errors import ArgumentError
+from lightning_mi.errors import ArgumentError, ModelError
 
 DOCS = Path(__file__).parent.parent / "docs" / "attribution_methods.md"
 WIDTH = 8
@@ -220,6 +220,37 @@ def test_a_padded_batch_gives_what_its_examples_give(name: str, side: str) -> No
         elif row.ndim and row.shape[0] == 6:
             row = row[real]
         close(row, alone.values[0], 1e-6)
+
+
+class Counting(nn.Module):
+    """A reader that counts positions from the left edge, padding included."""
+
+    def __init__(self, inner: Reader) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.inner(input_ids, attention_mask)
+
+
+def test_padding_that_shifts_positions_is_refused() -> None:
+    model, batch = made("ids")
+    counting = Counting(model)
+    at.saliency(counting, batch, 1)  # On the right it shifts nothing.
+    lengths = batch["attention_mask"].sum(1).tolist()
+    left = dict(batch)
+    for key in ("input_ids", "attention_mask"):
+        left[key] = torch.stack(
+            [row.roll(6 - n) for row, n in zip(batch[key], lengths, strict=True)]
+        )
+    for method in (at.saliency, at.integrated_gradients, at.occlusion):
+        with pytest.raises(ModelError, match=r"padding on the left.*position_ids"):
+            method(counting, left, 1)
+    wrong = {**left, "position_ids": torch.arange(6).expand(3, 6)}
+    with pytest.raises(ModelError, match="position_ids"):
+        at.saliency(model, wrong, 1)
+    right = {**left, "position_ids": (left["attention_mask"].cumsum(1) - 1).clamp(min=0)}
+    close(at.saliency(model, right, 1).values, at.saliency(model, left, 1).values)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.keeps])

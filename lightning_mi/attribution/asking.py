@@ -18,6 +18,7 @@ from ..target import TargetLike, as_target
 from ..task import Task
 from .entry import Entry, enter
 from .joint import enter_joint
+from .left_padding import check_left_padding
 from .question import Question, ask
 from .several import InputsOf, Wrapped
 
@@ -56,8 +57,11 @@ def asking(
         chosen = task if task is not None else _task(plain, batch, target)
         if isinstance(chosen, InputsOf):
             _check_joint(joint)
+            for key in chosen.keys:
+                check_left_padding(plain, batch, chosen.of(key))
             entry: Entry = enter_joint(plain, batch, chosen, graph=graph)
         else:
+            check_left_padding(plain, batch, chosen)
             entry = enter(plain, batch, chosen, graph=graph)
         knows = chosen.inside if isinstance(chosen, Wrapped) else chosen
         yield entry, ask(as_target(target, knows), entry.outputs, batch)
