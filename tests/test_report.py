@@ -523,6 +523,16 @@ def test_command_writes_the_report(
     assert out.stat().st_size > 10_000
 
 
+def test_command_compares_runs(
+    finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, out = Synthetic(seed=1, steps=9).write(tmp_path / "other"), tmp_path / "two.html"
+    assert main(["report", str(finished.path), str(other.path), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    data = embedded(out.read_text(encoding="utf-8"))
+    assert [one["letter"] for one in data["runs"]] == ["A", "B"]
+
+
 def test_command_explains_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path / "nothing")]) == 2
     error = capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import { D, LAYERS, WIDTH, nearest } from "../core/data.js";
 import { card } from "../core/card.js";
-import { aboveChance, nothing, plusMinus } from "../core/colour.js";
+import { aboveChance, paintPixels, plusMinus } from "../core/colour.js";
 import { h, hint } from "../core/dom.js";
 import { fmt, withSign } from "../core/numbers.js";
 import { S, chosenScore, set, step } from "../core/state.js";
@@ -37,20 +37,11 @@ function mapOf(one) {
   hint(canvas, event => [`L${Math.floor(under(event) / WIDTH)}H${under(event) % WIDTH} ${written(one.value(under(event)))}`, one.label]);
   canvas.addEventListener("click", event => set({ head: under(event) }));
   refreshes.push(() => {
-    paint(canvas, one);
+    paintPixels(canvas, one.value, v => (one.signed ? plusMinus(v) : aboveChance(chosenScore(), v)));
     caption.textContent = written(one.value(S.head));
     canvas.setAttribute("aria-label", `${chosenScore().title} of ${one.name} at step ${step()}: selected head ${caption.textContent}`);
   });
   return h("figure", {}, h("figcaption", {}, h("b", {}, one.name), caption), h("div", { class: "wrap", style: `aspect-ratio:${Math.max(1, WIDTH / LAYERS)}` }, canvas));
-}
-
-function paint(canvas, one) {
-  const context = canvas.getContext("2d"), image = context.createImageData(WIDTH, LAYERS), score = chosenScore();
-  for (let j = 0; j < LAYERS * WIDTH; j++) {
-    const v = one.value(j), colour = !Number.isFinite(v) ? nothing() : one.signed ? plusMinus(v) : aboveChance(score, v);
-    image.data.set([...colour, 255], 4 * j);
-  }
-  context.putImageData(image, 0, 0);
 }
 
 card({

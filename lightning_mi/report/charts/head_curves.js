@@ -55,9 +55,19 @@ function drawRest(svg, score, named, Y) {
     for (const j of rest) curve(svg, score, k => scoreAt(score, k, j), Y, { stroke, "stroke-width": 1, opacity: .35 });
     return;
   }
-  const ranked = score.at.map((_, k) => Float32Array.from(rest, j => scoreAt(score, k, j)).sort());
-  const part = q => k => ranked[k][Math.floor(q * (rest.length - 1))];
+  const ranked = rankedRest(score), part = q => k => ranked[k][Math.floor(q * (ranked[k].length - 1))];
   area(svg, score, part(.05), part(.99), Y, { class: "rest", fill: stroke, opacity: .2 });
+}
+
+const rankings = new WeakMap();
+
+/** Sorted values of the heads that do not rise, at each step; sorted once, not at every click. */
+function rankedRest(score) {
+  if (!rankings.has(score)) {
+    const rising = new Set(score.rising.map(one => one.head)), rest = Array.from({ length: HEADS }, (_, j) => j).filter(j => !rising.has(j));
+    rankings.set(score, score.at.map((_, k) => Float32Array.from(rest, j => scoreAt(score, k, j)).filter(Number.isFinite).sort()));
+  }
+  return rankings.get(score);
 }
 
 function drawNamed(svg, score, heads, Y, labels, dashed) {

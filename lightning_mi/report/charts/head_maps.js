@@ -2,7 +2,7 @@
 
 import { D, HEADS, LAYERS, WIDTH, best, headName, lastDefined, scoreAt } from "../core/data.js";
 import { card, withoutHeads } from "../core/card.js";
-import { aboveChance, nothing, readable } from "../core/colour.js";
+import { aboveChance, paintPixels, readable } from "../core/colour.js";
 import { $, h, hint } from "../core/dom.js";
 import { fmt } from "../core/numbers.js";
 import { S, at, chosenScore, set } from "../core/state.js";
@@ -23,7 +23,7 @@ function headMap(score, large) {
     const k = at(score), top = best(score, k);
     value.textContent = `${headName(top)} ${fmt(scoreAt(score, k, top))}`;
     canvas.setAttribute("aria-label", `${score.title} at step ${score.at[k]}: highest ${value.textContent}`);
-    paintMap(canvas, score, k);
+    paintPixels(canvas, j => scoreAt(score, k, j), v => aboveChance(score, v));
     if (large && HEADS <= WITH_NUMBERS) writeNumbers(numbers, score, k);
     chosen.style.cssText = cellStyle(S.head, true);
   };
@@ -34,15 +34,6 @@ function headMap(score, large) {
 function headUnder(canvas, event) {
   const box = canvas.getBoundingClientRect(), clip = (v, n) => Math.min(n - 1, Math.max(0, Math.floor(v * n)));
   return clip((event.clientY - box.top) / box.height, LAYERS) * WIDTH + clip((event.clientX - box.left) / box.width, WIDTH);
-}
-
-function paintMap(canvas, score, k) {
-  const context = canvas.getContext("2d"), image = context.createImageData(WIDTH, LAYERS), none = nothing();
-  for (let j = 0; j < HEADS; j++) {
-    const v = scoreAt(score, k, j), [r, g, b] = Number.isFinite(v) ? aboveChance(score, v) : none;
-    image.data.set([r, g, b, 255], 4 * j);
-  }
-  context.putImageData(image, 0, 0);
 }
 
 function cellStyle(j, sized) {

@@ -10,7 +10,7 @@ const LISTED = 10;
 const ROW = 46, BOX = 54;                         // height of a layer, width of a node
 
 const isPair = block => block.axes.join() === "writer,reader";
-const isList = block => block.axes.join() === "edge" && (block.labels.edge ?? []).every(name => name.includes("->"));
+const isList = block => block.axes.join() === "edge" && (block.labels.edge?.every(name => name.split("->").length === 2) ?? false);
 
 /** Writer and reader of an entry. */
 function endsOf(block, entry) {

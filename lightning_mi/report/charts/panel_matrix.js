@@ -1,9 +1,9 @@
 // A matrix at this step: the last two axes of a panel, or its only one as bars; a list chooses the rest.
 
-import { nothing, readable } from "../core/colour.js";
+import { paintPixels, readable } from "../core/colour.js";
 import { h, hint } from "../core/dom.js";
 import { show, significant, whole } from "../core/numbers.js";
-import { choose, entryAt, entryName, labelOf, panelShade, panelWords, placeOf, sizeOf, stepOf } from "../core/panels.js";
+import { choose, entryAt, entryName, labelOf, panelShade, panelWords, placeLabel, placeOf, sizeOf, stepOf } from "../core/panels.js";
 import { S } from "../core/state.js";
 import { LEFT, plotWidth } from "../core/time.js";
 
@@ -31,7 +31,7 @@ function drawMatrix(host, block) {
   };
   hint(canvas, event => panelWords(block, stepOf(block), under(event)));
   const [rowAxis, columnAxis] = block.axes.slice(-2);
-  const names = rows <= NAMED && height >= 10 ? Array.from({ length: rows }, (_, r) => h("span", { style: `height:${height}px;line-height:${height}px`, title: labelOf(block, rowAxis, r) }, show(labelOf(block, rowAxis, r), Math.floor((LEFT - 8) / 6.7)))) : [];
+  const names = rows <= NAMED && height >= 10 ? Array.from({ length: rows }, (_, r) => h("span", { style: `height:${height}px;line-height:${height}px`, title: labelOf(block, rowAxis, r) }, show(placeLabel(block, rowAxis, r), Math.floor((LEFT - 8) / 6.7)))) : [];
   const heads = columns <= NAMED && width >= 12 ? columnNames(block, columnAxis, columns, width) : null;
   host.replaceChildren(
     h("div", { class: "sub matrix-head" }, h("b", { class: "matrix-step" }), ` rows ${rowAxis.replaceAll("_", " ")}, columns ${columnAxis.replaceAll("_", " ")}`, slices > 1 ? picker(block, slices, rows * columns) : null),
@@ -40,7 +40,7 @@ function drawMatrix(host, block) {
 
 /** Names under the columns, upright where they are short. */
 function columnNames(block, axis, columns, width) {
-  const texts = Array.from({ length: columns }, (_, c) => labelOf(block, axis, c)), fits = texts.every(text => [...text].length * 6.5 < width);
+  const texts = Array.from({ length: columns }, (_, c) => placeLabel(block, axis, c)), fits = texts.every(text => [...text].length * 6.5 < width);
   return h("div", { class: `matrix-columns${fits ? "" : " tilted"}` }, texts.map(text => h("span", { style: `width:${width}px`, title: text }, h("i", {}, show(text, fits ? 9 : 14)))));
 }
 
@@ -58,13 +58,9 @@ const nameOfSlice = (block, axes, entry) => {
 
 function paintMatrix(host, block) {
   if (isLine(block)) { drawLine(host, block); return; }
-  const { rows, columns, chosen } = sliceOf(block), k = stepOf(block), first = chosen * rows * columns, none = nothing();
-  const canvas = host.querySelector("canvas"), context = canvas.getContext("2d"), image = context.createImageData(columns, rows);
-  for (let j = 0; j < rows * columns; j++) {
-    const v = entryAt(block, k, first + j), [r, g, b] = Number.isFinite(v) ? panelShade(block, v) : none;
-    image.data.set([r, g, b, 255], 4 * j);
-  }
-  context.putImageData(image, 0, 0);
+  const { rows, columns, chosen } = sliceOf(block), k = stepOf(block), first = chosen * rows * columns;
+  const canvas = host.querySelector("canvas");
+  paintPixels(canvas, j => entryAt(block, k, first + j), v => panelShade(block, v));
   canvas.setAttribute("aria-label", `${block.title} at step ${block.at[k]}`);
   host.querySelector(".matrix-step").textContent = `at step ${whole(block.at[k])}`;
   writeNumbers(host.querySelector(".matrix-numbers"), canvas, block, { rows, columns, first, k });

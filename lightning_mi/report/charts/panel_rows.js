@@ -1,7 +1,7 @@
 // Any axis × steps: the entries farthest from their null, a row each.
 
 import { D, nearest } from "../core/data.js";
-import { s } from "../core/dom.js";
+import { h } from "../core/dom.js";
 import { lane, listen } from "../core/lane.js";
 import { show } from "../core/numbers.js";
 import { byPeak, chosenPanel, countedBy, entryAt, entryShort, panelShade, panelWords, sizeOf } from "../core/panels.js";
@@ -16,11 +16,11 @@ const shownRows = block => byPeak(block).slice(0, MOST).sort((a, b) => a - b);
 
 function drawRows(host, block) {
   const rows = shownRows(block), height = rowHeight(rows.length) * rows.length, rest = sizeOf(block) - rows.length;
-  lane(host, height + (rest ? 16 : 0), `${block.title}, one row an entry, over training steps`, svg => {
+  lane(host, height, `${block.title}, one row an entry, over training steps`, svg => {
     nameRows(svg, rows.map(entry => show(entryShort(block, entry), Math.floor((LEFT - 8) / LETTER))), () => ({ bold: false, mono: true }));
-    if (rest) svg.append(s("text", { x: 0, y: height + 13 }, `the ${rows.length} farthest from ${block.null ? "their null" : "zero"}${countedBy(block)}; ${rest.toLocaleString("en")} more are not shown here`));
   }, true);
   paintRows(host, block, rows, (k, entry) => entryAt(block, k, entry), v => panelShade(block, v));
+  if (rest) host.append(h("div", { class: "sub" }, `the ${rows.length} farthest from ${block.null ? "their null" : "zero"}${countedBy(block)}; ${rest.toLocaleString("en")} more are not shown here`));
 }
 
 function wordsAt(block, i, y) {

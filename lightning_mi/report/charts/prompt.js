@@ -7,7 +7,7 @@ import { HATCH, colour, plusMinus, ramp, rgb } from "../core/colour.js";
 import { $, h, hint } from "../core/dom.js";
 import { inputScale, inputShade, inputWords } from "../core/inputs.js";
 import { fmt, show } from "../core/numbers.js";
-import { S, asOf, at, methods, set } from "../core/state.js";
+import { S, asOf, at, methods, set, soon } from "../core/state.js";
 
 const MOST = 160;                                 // so many tokens, the last ones
 const NAMES = 34;                                 // width of the names of rows, in pixels
@@ -114,6 +114,21 @@ function answersInWords() {
   return [h("span", {}, "model says"), ...A.top[k].map(([text, much]) => h("span", {}, quoted(text), ` ${fmt(much)}`)), ...right, ...late];
 }
 
+/** With the keyboard the tokens are one stop; arrow keys go from token to token. */
+function buildPrompt(host) {
+  host.after(h("div", { class: "sub", id: "chosen-token", "aria-live": "polite" }), h("div", { class: "key", id: "key" }), h("div", { class: "says", id: "says" }));
+  if (!D.prompt) return;
+  for (const [name, value] of Object.entries({ tabindex: "0", role: "group", "aria-label": "Tokens of the prompt; arrow keys choose one" })) host.setAttribute(name, value);
+  host.addEventListener("keydown", event => {
+    const way = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (way) set({ token: Math.min(TOKENS.length - 1, Math.max(0, soon("token") + way)) });
+    else if (event.key === "Escape") set({ token: -1 });
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+}
+
 card({
   id: "prompt", place: "side", order: 20, kind: "prompt", title: "The prompt at this step",
   uses: ["head", "token", "score"],
@@ -121,7 +136,7 @@ card({
   has: () => Boolean(D.prompt),
   missing: () => "No prompt was recorded. HeadMonitor() and the attribution monitors record one.",
   sub: () => [TOKENS.length > MOST ? `its last ${MOST} of ${TOKENS.length} tokens` : "", D.runs ? "run A" : ""].filter(Boolean).join(", "),
-  build: host => host.after(h("div", { class: "sub", id: "chosen-token" }), h("div", { class: "key", id: "key" }), h("div", { class: "says", id: "says" })),
+  build: buildPrompt,
   draw: drawPrompt,
   step: paintPrompt,
 });

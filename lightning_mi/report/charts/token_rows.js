@@ -79,7 +79,7 @@ card({
   sub: subtitle,
   tabs: () => [...methods.map(name => ["method", name, methodTitle(name)]), ...(manyRows() ? [["all", 1, "all rows", 0]] : [])],
   tabsName: "Method",
-  csv: () => csvLines("step,method,position,token,value", Object.values(lanes).flatMap(block => overSteps(block, k => rowsOf(block, k)))),
+  csv: Object.keys(lanes).length ? () => csvLines("step,method,position,token,value", Object.values(lanes).flatMap(block => overSteps(block, k => rowsOf(block, k)))) : undefined,
   build: host => listen(host, wordsAt),
   draw: drawTokenRows,
 });

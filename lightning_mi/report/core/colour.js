@@ -47,8 +47,27 @@ export function colour(role, amount) {
 /** Signed values: blue supports, orange opposes. */
 export const plusMinus = amount => colour(amount < 0 ? "minus" : "plus", Math.abs(amount));
 
-/** A grey that is no value: undefined, where there is no room to hatch. */
-export const nothing = () => (isDark() ? [60, 66, 78] : [214, 216, 220]);
+/**
+ * Paint a canvas pixel by pixel, row by row. What is undefined stays clear, so that the hatching
+ * behind the canvas shows.
+ * @param {any} canvas
+ * @param {(j: number) => number} value of the j-th pixel
+ * @param {(value: number, j: number) => number[]} shade its colour
+ */
+export function paintPixels(canvas, value, shade) {
+  const { width, height } = canvas, context = canvas.getContext("2d"), image = context.createImageData(width, height);
+  for (let j = 0; j < width * height; j++) {
+    const v = value(j);
+    if (!Number.isFinite(v)) continue;
+    const [r, g, b] = shade(v, j), first = 4 * j;
+    image.data[first] = r;
+    image.data[first + 1] = g;
+    image.data[first + 2] = b;
+    image.data[first + 3] = 255;
+  }
+  context.putImageData(image, 0, 0);
+  canvas.classList.add("pixels");
+}
 
 /** A score as colour: what lies above chance, up to 1. */
 export function aboveChance(score, value) {

@@ -27,6 +27,9 @@ export function placeOf(block, entry) {
 /** What the n-th entry along an axis is called. */
 export const labelOf = (block, axis, n) => block.labels[axis]?.[n] ?? `${axis.replaceAll("_", " ")} ${n}`;
 
+/** The same where the axis is named beside it: a bare number is enough. */
+export const placeLabel = (block, axis, n) => block.labels[axis]?.[n] ?? String(n);
+
 /** The whole name of an entry: L1H3, a→b, or the names along all axes. */
 export function entryName(block, entry) {
   const place = placeOf(block, entry), axes = block.axes;
@@ -40,12 +43,12 @@ export function entryName(block, entry) {
 /** A short name for the margin: what has no name is its place along its axis. */
 export function entryShort(block, entry) {
   const numbered = block.axes.every(axis => !block.labels[axis]);
-  if (!numbered || block.axes.length < 2 || entryName(block, entry).length < 9) return entryName(block, entry);
+  if (!numbered || entryName(block, entry).length < 9) return entryName(block, entry);
   return placeOf(block, entry).join(", ");
 }
 
 /** What such places count. */
-export const countedBy = block => (entryShort(block, 0) === entryName(block, 0) ? "" : `, named by ${block.axes.join(", ").replaceAll("_", " ")}`);
+export const countedBy = block => (entryShort(block, sizeOf(block) - 1) === entryName(block, sizeOf(block) - 1) ? "" : `, named by ${block.axes.join(", ").replaceAll("_", " ")}`);
 
 /** Index of the step of a block that is shown. */
 export const stepOf = block => nearest(block.at, step());

@@ -1,6 +1,6 @@
 // Attributions over images in grey; one scale for the run, blue supports and orange opposes.
 
-import { colour, HUES, isDark, nothing, oklch, plusMinus, ramp } from "./colour.js";
+import { colour, HUES, isDark, oklch, paintPixels, plusMinus, ramp } from "./colour.js";
 import { h, hint } from "./dom.js";
 import { show, whole } from "./numbers.js";
 
@@ -21,13 +21,8 @@ function over(block, value, grey) {
 }
 
 function paintPicture(canvas, block, k, e) {
-  const size = block.width * block.height, context = canvas.getContext("2d"), first = (k * block.examples + e) * size;
-  const image = context.createImageData(block.width, block.height), none = nothing();
-  for (let j = 0; j < size; j++) {
-    const v = block.values[first + j], grey = block.inputs ? block.inputs[e * size + j] / 255 : 0;
-    image.data.set([...(Number.isFinite(v) ? over(block, v, grey) : none), 255], 4 * j);
-  }
-  context.putImageData(image, 0, 0);
+  const size = block.width * block.height, first = (k * block.examples + e) * size;
+  paintPixels(canvas, j => block.values[first + j], (v, j) => over(block, v, block.inputs ? block.inputs[e * size + j] / 255 : 0));
 }
 
 /** One picture; `k` gives the step it shows. It repaints itself through `refresh`. */
@@ -45,9 +40,8 @@ export function pictureOf(block, e, k) {
 /** The image itself. */
 function inputOf(block, e) {
   const canvas = h("canvas", { width: block.width, height: block.height, role: "img", "aria-label": `input ${e}` });
-  const context = canvas.getContext("2d"), image = context.createImageData(block.width, block.height), size = block.width * block.height;
-  for (let j = 0; j < size; j++) image.data.set([...Array(3).fill(block.inputs[e * size + j]), 255], 4 * j);
-  context.putImageData(image, 0, 0);
+  const size = block.width * block.height;
+  paintPixels(canvas, j => block.inputs[e * size + j], grey => [grey, grey, grey]);
   return canvas;
 }
 
@@ -62,8 +56,8 @@ export function gridOf(block, count, columns) {
 
 /** The scale of a block; `brief` leaves the words out. */
 export function pictureScale(block, brief = false) {
-  const cap = String(+block.cap.toPrecision(2)), says = word => (brief ? "" : ` ${word}`);
-  const low = block.signed ? `−${cap}${says("opposes")}` : "0", high = block.signed ? `+${cap}${says("supports")}` : cap;
+  const cap = String(+block.cap.toPrecision(2)), says = word => (brief ? "" : ` ${word}`), unit = block.unit ? ` ${block.unit}` : "";
+  const low = block.signed ? `−${cap}${says("opposes")}` : "0", high = block.signed ? `+${cap}${unit}${says("supports")}` : `${cap}${unit}`;
   const at = t => (block.inputs ? over(block, t * block.cap, 1) : block.signed ? plusMinus(t) : colour("ink", t));
-  return h("div", { class: "scale" }, low, h("span", { class: "ramp", style: `background:${ramp(at, block.signed ? -1 : 0)}` }), `${high} ${block.unit}`);
+  return h("div", { class: "scale" }, low, h("span", { class: "ramp", style: `background:${ramp(at, block.signed ? -1 : 0)}` }), high);
 }
