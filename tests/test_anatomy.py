@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import lightning_mi as mi
 from lightning_mi.anatomy import Anatomy
 from lightning_mi.attention import tap
+from lightning_mi.circuits import logit_attribution
 
 SIZE, WIDTH, HEADS, HEAD = 53, 32, 4, 8
 SMALL: dict[str, Any] = {
@@ -709,3 +710,67 @@ def test_what_cannot_be_used_is_named(wrong: Any, message: str) -> None:
 def test_one_sequence_alone_is_a_batch() -> None:
     model = seeded(TABLE["gpt2"][0])
     assert torch.equal(Anatomy.of(model, ids()[0]).W_Q[1], Anatomy.of(model, ids()).W_Q[1])
+
+
+class Beginnings(Written):
+    """Positions that no module looks up, and logits that no module makes."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.own = nn.Parameter(torch.randn(1, 16, WIDTH))
+        self.register_buffer("waves", torch.randn(16, WIDTH))
+        self.shift = nn.Parameter(torch.randn(SIZE))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        x = self.table(tokens)
+        x = x + (self.own[:, :length] if self.kind == "parameter" else self.waves[:length])
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        if self.kind == "parameter":
+            return x @ self.table.weight.T + self.shift
+        return 7 * torch.tanh((torch.einsum("btd,vd->btv", x, self.table.weight) + self.shift) / 7)
+
+
+@pytest.mark.parametrize("kind", ["parameter", "buffer"])
+def test_positions_and_logits_without_modules(kind: str) -> None:
+    model: Any = seeded(lambda: Beginnings(kind))
+    anatomy = Anatomy.of(model, ids())
+    assert anatomy.notes == ()
+    assert anatomy.W_E is not None
+    assert torch.equal(anatomy.W_E, model.table.weight)
+    assert anatomy.W_pos is not None
+    assert torch.equal(anatomy.W_pos, model.own[0] if kind == "parameter" else model.waves)
+    assert anatomy.W_U is not None
+    assert torch.allclose(anatomy.W_U, model.table.weight.T, atol=1e-6)
+    assert anatomy.b_U is not None
+    assert torch.allclose(anatomy.b_U, model.shift, atol=1e-6)
+    with torch.no_grad():
+        found = logit_attribution(model, ids(), 5, wrong=7, anatomy=anatomy)
+        x = entering(model, ids(), "norm")
+    assert found.gap <= 1e-5
+    assert {"embed", "pos"} <= set(found.labels)
+    assert any("pos: what no module returns" in reason for reason in found.approximate)
+    positions = model.own[0] if kind == "parameter" else model.waves
+    centred = positions[: x.shape[1]] - positions[: x.shape[1]].mean(-1, keepdim=True)
+    scale = (x.var(-1, unbiased=False) + model.norm.eps).sqrt()
+    apart = model.table.weight[5] - model.table.weight[7]
+    expected = (centred * model.norm.weight) @ apart / scale
+    part = found.values[..., found.labels.index("pos")]
+    assert torch.allclose(part, expected, atol=1e-4)
+
+
+def test_an_embedding_that_is_no_table_is_noted() -> None:
+    class Normed(Written):
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = F.layer_norm(self.table(tokens), (WIDTH,))
+            for block in self.blocks:
+                x = block(x)
+            return self.unembed(self.norm(x))
+
+    anatomy = Anatomy.of(seeded(Normed), ids())
+    assert anatomy.W_E is None
+    assert [n.part for n in anatomy.notes] == ["W_E"]
+    assert anatomy.approximate(circuit="heads") == []

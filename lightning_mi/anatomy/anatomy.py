@@ -192,24 +192,26 @@ class Anatomy:
         )
 
     def approximate(
-        self, layer: int | None = None, circuit: Literal["QK", "OV"] | None = None
+        self, layer: int | None = None, circuit: Literal["QK", "OV", "heads"] | None = None
     ) -> list[str]:
         """Return why scores that rest on this anatomy are approximate.
 
         Args:
             layer: Only what concerns this layer (and the whole model); None for everything.
-            circuit: Only what concerns where heads look (``"QK"``) or what they move (``"OV"``);
-                None for both.
+            circuit: Only what concerns where heads look (``"QK"``), what they move (``"OV"``) or
+                both (``"heads"``); None for embedding and unembedding as well.
 
         Returns:
             Sentences, empty where everything is exact.
         """
-        other = {"QK": ("W_V", "W_O"), "OV": ("W_Q", "W_K"), None: ()}[circuit]
+        other = {"QK": ("W_V", "W_O"), "OV": ("W_Q", "W_K")}.get(circuit or "", ())
+        ends = () if circuit is None else ("W_E", "W_pos", "W_U")
         return [
             str(note)
             for note in self.notes
             if note.kind in ("approximate", "unknown")
             and (layer is None or note.layer in (None, layer))
+            and note.part not in ends
             # An unknown W_Q is that of a head of which nothing is known.
             and not (note.kind == "approximate" and note.part in other)
         ]

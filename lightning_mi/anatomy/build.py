@@ -98,6 +98,9 @@ def _found(run: Pass) -> Anatomy:
     writers = writers_of(run, layers, terms, beginning, readers)
     weights = weights_of(run, layers, width)
     W_E, W_pos = beginning.tables()
+    if W_E is None and not run.task.inputs(run.batch).is_floating_point():
+        reason = "the stream does not start with a row of a table for each token, or a sum with one"
+        run.note("W_E", None, "unknown", reason)
     sites, found = [layer.seen for layer in layers], [w for w, _ in weights]
     return Anatomy(
         n_layers=len(layers),

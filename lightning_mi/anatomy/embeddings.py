@@ -10,7 +10,7 @@ from torch import Tensor
 from .layers import Pass
 from .parts import WriterKind
 from .stream import Term
-from .tape import is_equal
+from .tape import is_equal, is_float
 
 __all__ = ["Beginning"]
 
@@ -108,7 +108,11 @@ class Beginning:
         written = self.flow.tensor(term.value)
         for value in self.flow.before(term.value):
             table = self.flow.tensor(value)
-            if self._is_table(value) and table.shape[-1] == written.shape[-1]:
+            # A parameter or a buffer, with an axis for examples or without.
+            if self.flow.call(value) is not None or not is_float(table) or table.ndim > 3:
+                continue
+            table = table[0] if table.ndim == 3 and len(table) == 1 else table
+            if table.ndim == 2 and table.shape[-1] == written.shape[-1]:
                 rows = written.reshape(-1, *written.shape[-2:])[0]
                 if len(rows) <= len(table) and is_equal(table[: len(rows)], rows, 1e-6):
                     return table

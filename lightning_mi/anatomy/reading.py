@@ -9,7 +9,7 @@ from torch import Tensor
 from .flow import Flow
 from .parts import Norm, Note
 from .stream import ResidualStream
-from .tape import is_equal
+from .tape import ADDING, is_equal
 
 __all__ = ["Reading", "Unembedding", "reading", "unembedding"]
 
@@ -94,38 +94,82 @@ def unembedding(
     if found is None:
         notes.append(Note("W_U", None, "unknown", "the outputs are no linear map of the stream"))
         return None
-    product, softcap, factor = found
-    call = flow.call(product)
-    wide = [] if call is None else [flow.root(v) for v in call.inputs]
-    matrices = [v for v in wide if flow.is_parameter(v) and flow.tensor(v).ndim == 2]
-    read = None
-    if call is not None and len(matrices) == 1:
-        given = next((v for v in wide if not flow.is_parameter(v)), None)
-        at = reading(flow, stream, given, flow.place(product)) if given is not None else None
-        times = None if at is None or given is None else _slice_of(flow, given, at)
-        read, factor = (None, factor) if times is None else (at, factor * times)
-    if call is None or read is None:
+    made = _product(flow, found.product)
+    read = None if made is None else reading(flow, stream, made.given, flow.place(found.product))
+    times = None if made is None or read is None else _slice_of(flow, made.given, read)
+    if made is None or read is None or times is None:
         notes.append(
             Note("W_U", None, "unknown", "more than a norm lies between the stream and the outputs")
         )
         return None
-    weight = flow.tensor(matrices[0])
-    weight = weight.T if call.name == "linear" else weight
-    biases = [flow.tensor(v) for v in wide if flow.is_parameter(v) and flow.tensor(v).ndim == 1]
-    bias = biases[0] * factor if biases else None
-    return Unembedding(read, weight * factor if factor != 1.0 else weight, bias, softcap)
+    factor = found.factor * times
+    bias = None if made.bias is None else made.bias * found.factor
+    for more, share in found.biases:
+        bias = more * share if bias is None else bias + more * share
+    weight = made.weight * factor if factor != 1.0 else made.weight
+    return Unembedding(read, weight, bias, found.softcap)
 
 
-def _logits(flow: Flow, value: int) -> tuple[int, float | None, float] | None:
-    """Return the product that gave the logits, their soft-cap, and what they were multiplied by."""
+@dataclass(frozen=True)
+class _Logits:
+    """The product that gave the logits, what they were multiplied by, and what was added."""
+
+    product: int
+    factor: float
+    softcap: float | None
+    biases: tuple[tuple[Tensor, float], ...]
+
+
+@dataclass(frozen=True)
+class _Product:
+    """given · weight + bias, checked against what the model computed."""
+
+    given: int
+    weight: Tensor
+    bias: Tensor | None
+
+
+def _product(flow: Flow, value: int) -> _Product | None:
+    """Return the matrix of a product with a parameter, however it is laid out."""
+    call = flow.call(value)
+    inputs = () if call is None else call.inputs
+    own = [v for v in inputs if flow.is_parameter(flow.root(v))]
+    matrices = [flow.tensor(v) for v in own if flow.tensor(v).ndim == 2]
+    biases = [flow.tensor(v) for v in own if flow.tensor(v).ndim == 1]
+    given = next((v for v in inputs if not flow.is_parameter(flow.root(v))), None)
+    if len(matrices) != 1 or given is None:
+        return None
+    x, made = flow.tensor(given), flow.tensor(value)
+    bias = biases[0] if biases else None
+    for weight in (matrices[0].T, matrices[0]):
+        if weight.shape != (x.shape[-1], made.shape[-1]):
+            continue
+        again = x @ weight if bias is None else x @ weight + bias
+        if is_equal(again.reshape(made.shape), made):
+            return _Product(flow.root(given), weight, bias)
+    return None
+
+
+def _logits(flow: Flow, value: int) -> _Logits | None:
+    """Return where logits come from, behind biases, multiples and a soft-cap."""
     softcap: float | None = None
     factor, tanh = 1.0, False
+    biases: list[tuple[Tensor, float]] = []
     for _ in range(8):
         call = flow.call(value)
         if call is None:
             return None
         if call.name in ("linear", "matmul", "__matmul__", "addmm", "mm", "bmm", "einsum"):
-            return value, softcap, factor * (softcap or 1.0)  # c·tanh(x / c)
+            cap = softcap or 1.0  # c·tanh(x / c)
+            return _Logits(value, factor * cap, softcap, tuple((b, s * cap) for b, s in biases))
+        if call.name in ADDING and len(call.inputs) == 2:
+            rows = [v for v in call.inputs if flow.tensor(v).ndim == 1]
+            if len(rows) == 1 and flow.is_parameter(flow.root(rows[0])):
+                place = call.inputs.index(rows[0])
+                second = 1.0 if call.number is None or place == 0 else call.number
+                biases.append((flow.tensor(rows[0]), factor * second))
+                value = flow.root(call.inputs[1 - place])
+                continue
         terms = flow.operands(value)
         if call.name == "tanh" and not tanh:
             tanh, softcap, factor = True, factor, 1.0

@@ -103,10 +103,19 @@ class ResidualStream:
 
     def _splits(self, value: int) -> bool:
         """Say whether all terms of what the stream starts with are returned by modules."""
-        return all(
+        # But for a table of the model's own, the same for all examples: positions.
+        parts = [part for part, _ in self.flow.operands(value)]
+        fixed = [part for part in parts if self._is_fixed(part, value)]
+        return len(fixed) < len(parts) and all(
             self._is_returned(part) or (bool(self.flow.operands(part)) and self._splits(part))
-            for part, _ in self.flow.operands(value)
+            for part in parts
+            if part not in fixed
         )
+
+    def _is_fixed(self, part: int, value: int) -> bool:
+        """Say whether a term is broadcast over examples, and no module returns it."""
+        own, whole = self.flow.tensor(part).shape, self.flow.tensor(value).shape
+        return not self._is_returned(part) and (len(own) < len(whole) or own[0] < whole[0])
 
 
 def streams(flow: Flow) -> list[ResidualStream]:

@@ -232,8 +232,11 @@ def attributed(
     for label, column in _parts(seen, at_end):
         labels.append(label)
         columns.append(column)
-    if any(written is None for written in seen.written):
-        labels.append("unseen")
+    unseen = [
+        w for w, written in zip(anatomy.writers, seen.written, strict=True) if written is None
+    ]
+    if unseen:
+        labels.append(_unseen(unseen))
         columns.append((wide(seen.final) * at_end).sum(-1) - sum(columns))
     if anatomy.final_norm is not None and anatomy.final_norm.bias is not None:
         labels.append("final_norm.bias")
@@ -289,6 +292,12 @@ def _writer_parts(
     if norm_bias is not None or bool(bias.any()):
         part = at_output @ bias
         yield f"L{layer}.b_O", part if norm_bias is None else part + norm_bias
+
+
+def _unseen(writers: list[Writer]) -> str:
+    """Return the name of what is found by subtraction: one part, or all that no module returns."""
+    alone = len(writers) == 1 and writers[0].kind in ("embed", "position")
+    return _label(writers[0]) if alone else "unseen"
 
 
 def _label(writer: Writer) -> str:
@@ -368,8 +377,9 @@ def _why_approximate(anatomy: Anatomy) -> Iterator[str]:
         yield "sandwich norms: their scale is kept as it was, and belongs to all heads together"
     if anatomy.logit_softcap is not None:
         yield f"soft-cap: logits before {anatomy.logit_softcap:g}·tanh(·) are taken apart"
-    if any(not w.module for w in anatomy.writers):
-        yield "unseen: what no module returns is one part, found by subtraction"
+    unseen = [w for w in anatomy.writers if not w.module]
+    if unseen:
+        yield f"{_unseen(unseen)}: what no module returns is one part, found by subtraction"
 
 
 def tokens_of(

@@ -68,7 +68,7 @@ def reader_panel(
     strongest = strongest.where(strongest > -math.inf, math.nan)
     strongest[0, : anatomy.n_heads[0]] = 0.0
     about = {**convention, "of": "the strongest writer in an earlier layer; 0 in the first layer"}
-    return head_panel(strongest, anatomy, about, "OV" if role == "V" else None)
+    return head_panel(strongest, anatomy, about, "OV" if role == "V" else "heads")
 
 
 def strongest_panel(
@@ -99,7 +99,7 @@ def head_panel(
     values: Tensor,
     anatomy: Anatomy,
     convention: Mapping[str, Any],
-    circuit: Literal["QK", "OV"] | None,
+    circuit: Literal["QK", "OV", "heads"],
 ) -> Panel:
     """Return values of heads as a panel over (layer, head).
 
@@ -107,7 +107,7 @@ def head_panel(
         values: ``[layer, head]``.
         anatomy: The model's anatomy.
         convention: What is needed to read it.
-        circuit: What the values rest on: queries and keys, values and outputs, or None for both.
+        circuit: What the values rest on: queries and keys, values and outputs, or both.
 
     Returns:
         The panel.
@@ -122,7 +122,7 @@ def head_panel(
 
 
 def _about(anatomy: Anatomy, role: Role) -> dict[str, Any]:
-    reasons = anatomy.approximate(circuit="OV" if role == "V" else None)
+    reasons = anatomy.approximate(circuit="OV" if role == "V" else "heads")
     return {"approximate": reasons} if reasons else {}
 
 
