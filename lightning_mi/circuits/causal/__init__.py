@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .acdc import acdc
+from .alignment import Alignment, align
 from .attribution_patching import AttributionPatching, attribution_patching
 from .bench import edge_patching
 from .circuit import Circuit, Outcome, rank_biased_overlap
@@ -18,6 +19,7 @@ from .path_patching import PathPatching, path_patching
 from .places import At, Residual
 from .scorecard import Estimate, Scorecard
 from .search import smallest_circuit
+from .subspaces import SubspaceEffect, subspace_patching
 from .values import Value, from_run, mean, resample, value, zero
 
 __all__ = [
@@ -36,6 +38,10 @@ __all__ = [
     "PathPatching",
     "path_patching",
     "intervene",
+    "Alignment",
+    "align",
+    "SubspaceEffect",
+    "subspace_patching",
     "Circuit",
     "CircuitScorecard",
     "Controls",
