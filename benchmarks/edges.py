@@ -92,6 +92,20 @@ def ours(steps: int) -> Case:
     return setup
 
 
+def nodes(steps: int) -> Case:
+    """Return scores of all nodes."""
+
+    def setup() -> Callable[[], Any]:
+        from lightning_mi.anatomy import Anatomy
+        from lightning_mi.circuits import node_attribution
+
+        model, b = made()
+        anatomy = Anatomy.of(model, b.clean)
+        return lambda: node_attribution(model, b, steps=steps, anatomy=anatomy)
+
+    return setup
+
+
 def facts(result: Any) -> dict[str, Any]:
     """Return how many edges were scored."""
     graph = getattr(result, "graph", None)
@@ -99,11 +113,15 @@ def facts(result: Any) -> dict[str, Any]:
 
 
 CASES: dict[str, Case] = {LIMIT: bare(1), SPARE: bare(STEPS), PLAIN: ours(0), FIVE: ours(STEPS)}
+CASES[NODES] = nodes(STEPS)
+
+
+PROMISES = [Promise(NODES, LIMIT, 3.2), Promise(FIVE, LIMIT, 4.5)]
 
 
 def main() -> None:
     """Print a table of ratios and whether the promise is kept."""
-    compare(CASES, beside=LIMIT, promises=[Promise(FIVE, LIMIT, 4.5)], facts=facts)
+    compare(CASES, beside=LIMIT, promises=PROMISES, facts=facts)
 
 
 if __name__ == "__main__":

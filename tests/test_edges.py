@@ -13,7 +13,12 @@ import transformers as hf
 from torch import Tensor, nn
 
 import lightning_mi as mi
-from lightning_mi.circuits.causal import Edge, EdgeAttribution, edge_attribution
+from lightning_mi.circuits.causal import (
+    Edge,
+    EdgeAttribution,
+    edge_attribution,
+    node_attribution,
+)
 from lightning_mi.circuits.causal.edges import wired
 from lightning_mi.circuits.causal.gradients import input_gradients
 
@@ -212,3 +217,61 @@ def test_a_stream_that_norms_pass_through_is_refused() -> None:
 
     with pytest.raises(mi.errors.ModelError, match="sum"):
         edge_attribution(Post().eval(), prompts())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gemma2"])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_what_is_left_out_before_the_corruption_changes_no_score(name: str, steps: int) -> None:
+    """Scores are means over examples; one that differs everywhere leaves nothing out for any."""
+    model, behavior = model_of(name), prompts(4)
+    wide = behavior.select([3])
+    generator = torch.Generator().manual_seed(5)
+    wide = mi.Behavior(
+        wide.clean,
+        torch.randint(3, V, wide.clean.shape, generator=generator),
+        answers=wide.answers,
+        wrong=wide.wrong,
+    )
+    near = behavior.select([0, 1, 2])
+    assert behavior.answers is not None
+    assert behavior.wrong is not None
+    both = mi.Behavior(
+        behavior.clean,
+        torch.cat([near.corrupted, wide.corrupted]),
+        answers=behavior.answers,
+        wrong=behavior.wrong,
+    )
+    each = [edge_attribution(model, b, steps=steps).values for b in (near, wide, both)]
+    lawful = ~each[0].isnan()
+    whole = (3 * each[0] + each[1])[lawful] / 4
+    assert close(whole, each[2][lawful])
+    assert float(each[0][lawful].abs().max()) > 1e-3
+
+
+def test_mlps_run_only_where_something_changes() -> None:
+    model, behavior = model_of("gpt2"), prompts(3, length=9)
+    lengths: list[int] = []
+    handle = model.transformer.h[0].mlp.c_fc.register_forward_hook(  # type: ignore[union-attr]
+        lambda module, args, output: lengths.append(output.shape[1])
+    )
+    edge_attribution(model, behavior, steps=3)
+    handle.remove()
+    assert lengths[-1] == 7
+    # Bidirectional attention carries the change to what lies before it.
+    assert 9 in lengths
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gptj"])
+@pytest.mark.parametrize("direction", ["noise", "denoise"])
+def test_nodes_get_the_sum_of_the_edges_that_leave_them(name: str, direction: Any) -> None:
+    model, behavior = model_of(name), prompts()
+    edges = edge_attribution(model, behavior, steps=3, direction=direction)
+    panel = node_attribution(model, behavior, steps=3, direction=direction)
+    assert panel.coords["writer"] == list(edges.graph.writers)
+    assert close(panel.values, edges.nodes)
+    same = mi.Behavior(behavior.clean, behavior.clean, answers=behavior.answers)
+    nothing = node_attribution(model, same)
+    assert bool(nothing.values.isnan().all())
+    assert "no difference" in nothing.convention["reason"]
+    with pytest.raises(mi.errors.ArgumentError, match="steps"):
+        node_attribution(model, behavior, steps=0)

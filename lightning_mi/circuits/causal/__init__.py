@@ -14,6 +14,7 @@ from .curves import Curve, faithfulness_curve
 from .edges import EdgeAttribution, EdgeScores, edge_attribution
 from .graph import Edge, Graph
 from .interventions import intervene
+from .node_attribution import node_attribution
 from .patching import ActivationPatching, activation_patching
 from .path_patching import PathPatching, path_patching
 from .places import At, Residual
@@ -58,6 +59,7 @@ __all__ = [
     "edge_attribution",
     "edge_patching",
     "faithfulness_curve",
+    "node_attribution",
     "rank_biased_overlap",
     "smallest_circuit",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,16 +12,22 @@ from torch import Tensor
 from ...behavior import Behavior
 from ...errors import ArgumentError
 from .gradients import input_gradients
-from .streams import Seen, Wiring, repeated
+from .streams import Inside, Seen, Wiring, repeated
 
-__all__ = ["add_edges", "add_own_edges", "along"]
+__all__ = ["add_edges", "add_own_edges", "along", "path_of", "total_of"]
 
 ROWS = 96
 """Most examples in one pass of the *activations* variant: what its memory follows from."""
 
 
 def add_edges(
-    values: Tensor, wiring: Wiring, seen: Seen, behavior: Behavior, delta: Tensor, copies: int
+    values: Tensor,
+    wiring: Wiring,
+    seen: Seen,
+    behavior: Behavior,
+    delta: Tensor,
+    copies: int,
+    start: int = 0,
 ) -> None:
     """Add delta · mean gradient to the edges into each input, one product for each reader.
 
@@ -30,19 +38,34 @@ def add_edges(
         behavior: What is explained.
         delta: What each node writes in one run less what it writes in the other one.
         copies: Number of steps.
+        start: First position at which ``delta`` is not zero.
     """
-    total = _total(seen.outputs, behavior, copies)
+    total = total_of(seen.outputs, behavior, copies)
     size, graph = len(behavior), wiring.graph
     scale = 1.0 / (size * copies)
-    for inputs, g in input_gradients(wiring, seen, total, steps=copies, size=size):
+    late = delta[:, :, start:]
+    for inputs, g in input_gradients(wiring, seen, total, steps=copies, size=size, start=start):
         stop = graph.after[inputs[0]]
         if not stop:
             continue
-        made = delta[:stop].flatten(1) @ g.flatten(1).T
+        made = late[:stop].flatten(1) @ g.flatten(1).T
         values[:stop, inputs] += scale * made.to(values)
 
 
-def _total(outputs: Tensor, behavior: Behavior, copies: int) -> Tensor:
+def total_of(outputs: Tensor, behavior: Behavior, copies: int) -> Tensor:
+    """Return the sum of the metric over all rows ``[copy, example]``.
+
+    Args:
+        outputs: The model's outputs.
+        behavior: What is explained.
+        copies: Number of copies.
+
+    Returns:
+        A number with a gradient.
+
+    Raises:
+        ArgumentError: If the target has no gradient.
+    """
     total = outputs.new_zeros(())
     for block in torch.split(outputs, len(behavior)) if copies > 1 else (outputs,):
         total = total + behavior.metric(block).sum()
@@ -56,49 +79,75 @@ def _total(outputs: Tensor, behavior: Behavior, copies: int) -> Tensor:
     return total
 
 
-def along(
-    wiring: Wiring, behavior: Behavior, batch: Any, base: Seen, other: Seen, steps: int
-) -> Seen:
-    """Run all points between two embeddings as one batch.
+def path_of(
+    wiring: Wiring,
+    behavior: Behavior,
+    base: Sequence[Tensor | None],
+    other: Sequence[Tensor | None],
+    steps: int,
+) -> dict[int, Tensor]:
+    """Return the points between two embeddings, at the middles of as many equal parts.
 
     Args:
         wiring: The model.
         behavior: What is explained.
-        batch: The prompts of ``base``.
-        base: One run.
-        other: The other run.
-        steps: Number of points, at the middles of as many equal parts.
+        base: What writers returned in one run.
+        other: What they returned in the other one.
+        steps: Number of points.
 
     Returns:
-        The pass, over rows ``[step, example]``.
+        For each writer that embeds its outputs over rows ``[step, example]``.
 
     Raises:
         ArgumentError: If no module returns the embeddings.
     """
     alphas = (torch.arange(steps) + 0.5) / steps
-    firsts = [i for i, w in enumerate(wiring.anatomy.writers) if w.layer < 0]
-    ends: dict[int, tuple[Tensor, Tensor]] = {}
-    for i in firsts:
-        a, b = base.returned[i], other.returned[i]
-        if a is not None and b is not None and a.ndim == 3 and len(a) == len(behavior):
-            ends[i] = a, b
-    if not ends:
+    found: dict[int, Tensor] = {}
+    for i, writer in enumerate(wiring.anatomy.writers):
+        a, b = base[i], other[i]
+        if writer.layer >= 0 or a is None or b is None:
+            continue
+        if a.ndim == 3 and len(a) == len(behavior):
+            share = alphas.to(a).reshape(-1, *([1] * a.ndim))
+            found[i] = (a + share * (b - a)).flatten(0, 1)
+    if not found:
         raise ArgumentError.of(
             "steps",
             expected="a module that returns the embeddings, so that they can be moved",
             got="embeddings that no module returns",
             do="Use steps=0, or make the embedding a module of its own.",
         )
+    return found
+
+
+def along(
+    wiring: Wiring,
+    behavior: Behavior,
+    batch: Any,
+    path: Mapping[int, Tensor],
+    steps: int,
+    inside: Inside = nullcontext,
+) -> Seen:
+    """Run all points of a path as one batch.
+
+    Args:
+        wiring: The model.
+        behavior: What is explained.
+        batch: The prompts of the run that the path starts at.
+        path: What embeddings write, over rows ``[step, example]``.
+        steps: Number of points.
+        inside: Makes a context that the pass is run in.
+
+    Returns:
+        The pass, over rows ``[step, example]``.
+    """
 
     def rewrite(writer: int, layer: int, value: Tensor) -> Tensor:
-        if layer >= 0 or writer not in ends:
-            return value
-        a, b = ends[writer]
-        share = alphas.to(a).reshape(-1, *([1] * a.ndim))
-        return (a + share * (b - a)).flatten(0, 1)
+        return value if layer >= 0 else path.get(writer, value)
 
     rows = repeated(batch, len(behavior), steps)
-    return wiring.see(rows, branch=True, rewrite=rewrite, reading=(behavior, steps))
+    reading = (behavior, steps)
+    return wiring.see(rows, branch=True, rewrite=rewrite, reading=reading, inside=inside)
 
 
 def add_own_edges(
@@ -132,7 +181,7 @@ def add_own_edges(
         rewrite = _mover(wiring, nodes, base, other, alphas)
         rows = repeated(batch, size, copies)
         seen = wiring.see(rows, branch=True, rewrite=rewrite, reading=(behavior, copies))
-        total = _total(seen.outputs, behavior, copies)
+        total = total_of(seen.outputs, behavior, copies)
         for inputs, g in input_gradients(wiring, seen, total, steps=steps, size=size):
             stop = graph.after[inputs[0]]
             mean = torch.unflatten(g, 1, (len(nodes), size)) / steps

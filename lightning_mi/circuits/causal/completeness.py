@@ -58,6 +58,7 @@ def completeness(
     nodes: Sequence[int],
     classes: Mapping[str, Sequence[int]],
     seed: int = 0,
+    looked_at: int = PARTNERS,
 ) -> dict[str, Estimate]:
     """Return |F(C∖K) − F(M∖K)| for subsets K of a circuit's nodes: 0 if nothing is missed.
 
@@ -69,6 +70,7 @@ def completeness(
         nodes: Its nodes, the strongest first; greedy search looks at the first few.
         classes: Named subsets.
         seed: Seed of the random subsets.
+        looked_at: Most nodes that greedy search looks at.
 
     Returns:
         By subset, as a share of the whole effect.
@@ -83,7 +85,7 @@ def completeness(
     subsets.update(classes)
     found = _missed(trial, mask, list(subsets.values()))
     named = dict(zip(subsets, found, strict=True))
-    return {**named, "greedy": _greedy(trial, mask, nodes[:PARTNERS])}
+    return {**named, "greedy": _greedy(trial, mask, nodes[: min(PARTNERS, looked_at)])}
 
 
 def _missed(trial: Trial, mask: Tensor, subsets: Sequence[Sequence[int]]) -> list[Estimate]:

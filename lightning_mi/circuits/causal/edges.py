@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -18,10 +19,11 @@ from ...measurement import Context
 from ...record import Panel, scalar
 from ...target import Rank
 from ...task import Task
-from .along import add_edges, add_own_edges, along
+from .along import add_edges, add_own_edges, along, path_of
 from .graph import Graph
 from .scores import COINCIDE, Direction, EdgeScores, blank, coinciding
 from .streams import Wiring
+from .trimming import compared, trimmed
 
 __all__ = [
     "COINCIDE",
@@ -30,6 +32,7 @@ __all__ = [
     "EdgeScores",
     "Variant",
     "blank",
+    "check_edge_arguments",
     "coinciding",
     "edge_attribution",
     "wired",
@@ -99,7 +102,7 @@ def edge_attribution(
         ModelError: If the model has no stream that is a sum of what its parts write.
     """
     own = as_behavior(behavior)
-    _check(own, steps, variant, direction)
+    check_edge_arguments(own, steps, variant, direction)
     with untouched(model) as plain, frozen(plain):
         wiring = wired(plain, own, task, anatomy)
         ends = (own.clean, own.corrupted)
@@ -108,9 +111,8 @@ def edge_attribution(
         with torch.set_grad_enabled(single):
             base = wiring.see(here, branch=single, reading=(own, 1))
         with torch.no_grad():
-            other = wiring.see(there, reading=(own, 1))
             wiring.learn(base)
-            delta = wiring.difference(other, base)
+            other, delta, trim = compared(wiring, own, base, (here, there))
             first, second = (float(own.metric(s.outputs).mean()) for s in (base, other))
         clean, corrupted = (first, second) if direction == "noise" else (second, first)
         method = "EAP" if single else f"EAP-IG {variant}"
@@ -118,17 +120,30 @@ def edge_attribution(
         if found.reason is not None:
             return found
         if single:
-            add_edges(found.values, wiring, base, own, delta, 1)
+            add_edges(found.values, wiring, base, own, delta, 1, trim.start)
         elif variant == "inputs":
-            seen = along(wiring, own, here, base, other, steps)
-            add_edges(found.values, wiring, seen, own, delta, steps)
+            path = path_of(wiring, own, base.returned, other.returned, steps)
+            inside = partial(trimmed, wiring, trim, steps)
+            seen = along(wiring, own, here, path, steps, inside)
+            add_edges(found.values, wiring, seen, own, delta, steps, trim.start)
         else:
             add_own_edges(found.values, wiring, own, here, base, other, delta, steps)
     found.values.masked_fill_(~found.graph.lawful.to(found.values.device), math.nan)
     return dataclasses.replace(found, values=found.values.cpu(), found_on=own)
 
 
-def _check(behavior: Behavior, steps: int, variant: str, direction: str) -> None:
+def check_edge_arguments(behavior: Behavior, steps: int, variant: str, direction: str) -> None:
+    """Refuse arguments that are out of range.
+
+    Args:
+        behavior: What is explained.
+        steps: Points of the path.
+        variant: What is moved along it.
+        direction: Which value is exchanged for which.
+
+    Raises:
+        ArgumentError: If one is, or the target has no gradient.
+    """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise ArgumentError.of(
             "steps", expected="an int of at least 0", got=repr(steps), do="0 is plain EAP."

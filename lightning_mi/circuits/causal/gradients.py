@@ -23,6 +23,7 @@ def input_gradients(
     *,
     steps: int = 1,
     size: int = 1,
+    start: int = 0,
     exact: bool = False,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield the gradient of a number at each input, reader by reader.
@@ -36,11 +37,12 @@ def input_gradients(
         total: What is differentiated.
         steps: Rows of the pass are ``[…, step, example]``: how many steps are added up.
         size: Number of examples.
+        start: First position that is wanted.
         exact: Pull back by a backward pass for each head instead: slow, needs no knowledge of the
             way, and is what layers get whose heads are not understood.
 
     Yields:
-        Indices of inputs and ``[input, row / steps, position, d_model]``.
+        Indices of inputs and ``[input, row / steps, position - start, d_model]``.
     """
     anatomy, heads = wiring.anatomy, wiring.heads
     wanted = [*seen.entering]
@@ -57,20 +59,23 @@ def input_gradients(
         x, own = seen.entering[index], wiring.inputs_of(index)
         if reader.kind != "attention":
             g = found[index]
-            whole = added(torch.zeros_like(widened(x)) if g is None else widened(g), 0, steps, size)
+            g = torch.zeros_like(x) if g is None else g
+            whole = added(widened(g)[:, start:], 0, steps, size)
             yield own, (whole - shared[id(x)] if id(x) in shared else whole)[None]
             continue
-        start = count + 4 * reader.layer
-        given = _of_roles(seen.sites[reader.layer], found[start : start + 4])
+        first = count + 4 * reader.layer
+        given = _of_roles(seen.sites[reader.layer], found[first : first + 4])
         if given is None:
-            yield own, widened(x).new_zeros(len(own), len(x) // steps, *x.shape[1:])
+            length = x.shape[1] - start
+            yield own, widened(x).new_zeros(len(own), len(x) // steps, length, x.shape[2])
             continue
         known = heads[reader.layer]
         if exact or known is None:
             slow_parts = (_by_head(seen.sites[reader.layer], r, given[r], x) for r in ROLES)
-            parts = [added(g, 1, steps, size) for g in slow_parts]
+            parts = [added(g[:, :, start:], 1, steps, size) for g in slow_parts]
         else:
-            parts = [known.pullback(r, given[r], x.detach(), steps, size) for r in ROLES]
+            near, late = x.detach()[:, start:], known.since(start)
+            parts = [late.pullback(r, given[r][:, :, start:], near, steps, size) for r in ROLES]
         made = torch.cat(parts)
         if sum(x is y for y in seen.entering) > 1:
             shared[id(x)] = made.sum(0)

@@ -43,6 +43,17 @@ class Turn:
     factor: Tensor
     rest: float
 
+    def since(self, start: int) -> Turn:
+        """Return the turn of the positions from one on.
+
+        Args:
+            start: The first position.
+
+        Returns:
+            The turn.
+        """
+        return dataclasses.replace(self, factor=self.factor[:, start:]) if start else self
+
     def __call__(self, p: Tensor, *, back: bool = False) -> Tensor:
         """Return p turned, or (transposed) turned back.
 
@@ -115,6 +126,18 @@ class HeadInputs:
         """Return what enters the kernel from what a matrix gave ``[head, …, d_head]``."""
         norm = self.inner[role]
         return self.turns[role](p if norm is None else norm(p))
+
+    def since(self, start: int) -> HeadInputs:
+        """Return the maps of the positions from one on.
+
+        Args:
+            start: The first position.
+
+        Returns:
+            The maps.
+        """
+        turns = {role: turn.since(start) for role, turn in self.turns.items()}
+        return dataclasses.replace(self, turns=turns)
 
     def pullback(self, role: Role, given: Tensor, x: Tensor, steps: int, size: int) -> Tensor:
         """Return the gradient at each head's own input from that at its query, key or value.

@@ -105,7 +105,7 @@ class Judge:
             rest=trial.share(removed),
             distance=trial.draws.estimate((trial.clean - alone).abs()),
             completeness=completeness(
-                trial, mask, nodes, classes_of(graph, nodes, roles), self.seed
+                trial, mask, nodes, classes_of(graph, nodes, roles), self.seed, self.nodes
             ),
             marginals=marginals(trial, mask, nodes[: self.nodes]),
             curve=None if scores is None else curve_of(trial, scores),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ __all__ = ["Seen", "Wiring", "repeated"]
 Enter = Callable[[list[int], Tensor], Tensor]
 Leave = Callable[[int, Tensor], Tensor]
 Rewrite = Callable[[int, int, Tensor], Tensor]
+Inside = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(eq=False)
@@ -130,6 +131,7 @@ class Wiring:
         branch: bool = False,
         rewrite: Rewrite | None = None,
         reading: tuple[Behavior, int] | None = None,
+        inside: Inside = nullcontext,
     ) -> Seen:
         """Run the model and keep what was read and written.
 
@@ -139,6 +141,7 @@ class Wiring:
             rewrite: ``rewrite(writer, layer, value)`` returns what a writer returns instead
                 (z of a layer's heads, or the module's output); layer −1 where there is none.
             reading: A behavior and how often it is repeated, where logits are only read there.
+            inside: Makes a context that the pass is run in, once all hooks are set.
 
         Returns:
             What was seen, in the model's own graph.
@@ -169,7 +172,7 @@ class Wiring:
             sites.append(site)
             return z
 
-        outputs = self.play(batch, enter, leave, edit, reading)
+        outputs = self.play(batch, enter, leave, edit, reading, inside)
         whole = [entering.get(i) for i in range(len(self.anatomy.readers))]
         lost = [r.label for r, x in zip(self.anatomy.readers, whole, strict=True) if x is None]
         if lost or len(sites) != self.anatomy.n_layers:
@@ -235,9 +238,11 @@ class Wiring:
             if a is None or b is None:
                 lost.append(index)
                 continue
-            made[self.starts[index] : self.starts[index + 1]] = self.written(
-                index, a
-            ) - self.written(index, b)
+            here = slice(self.starts[index], self.starts[index + 1])
+            if self.anatomy.writers[index].norm is None:  # Then it is linear.
+                made[here] = self.written(index, widened(a) - widened(b))
+            else:
+                made[here] = self.written(index, a) - self.written(index, b)
         if lost:
             self._fill(made, lost, one, other)
         self._require_sum(made, one, other)
@@ -299,6 +304,7 @@ class Wiring:
         leave: Leave,
         edit: Callable[[int, Site], Tensor],
         reading: tuple[Behavior, int] | None,
+        inside: Inside = nullcontext,
     ) -> Tensor:
         """Run the model and let others say what is read and written.
 
@@ -308,6 +314,7 @@ class Wiring:
             leave: Returns what a writer's module returns instead.
             edit: Returns what the heads of a layer write instead.
             reading: A behavior and how often it is repeated, where logits are only read there.
+            inside: Makes a context that the pass is run in, once all hooks are set.
 
         Returns:
             The model's outputs.
@@ -322,6 +329,7 @@ class Wiring:
             tap(self.model, change, check="none") as seen,
             self._hooks(enter, leave),
             self._narrowed(reading) as widen,
+            inside(),
         ):
             return widen(self.task.outputs(self.model, batch))
 
@@ -330,7 +338,7 @@ class Wiring:
         self, reading: tuple[Behavior, int] | None
     ) -> Iterator[Callable[[Tensor], Tensor]]:
         """Unembed only the position that the metric reads: logits of all others would be waste."""
-        head = self._head()
+        head = self.head()
         question = None if reading is None else reading[0].question
         if reading is None or head is None or not isinstance(question, Logit):
             yield lambda outputs: outputs
@@ -364,7 +372,8 @@ class Wiring:
         finally:
             handle.remove()
 
-    def _head(self) -> nn.Linear | None:
+    def head(self) -> nn.Linear | None:
+        """Return the module that unembeds, or None if it is not known."""
         W_U = self.anatomy.W_U
         if W_U is None:
             return None

