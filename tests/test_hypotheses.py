@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -363,3 +364,28 @@ def test_lines_print_what_was_stated_and_found() -> None:
     assert str(line) == "yes  b: claim (L0H0): 0.500 [0.400, 0.600], null 0.100"
     nothing = Line("connection", "b", "key", "claim", math.nan, reason="why", holds=False)
     assert str(nothing) == " no  b: claim: undefined: why"
+
+
+# ------------------------------------------------------------ trained models
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("corruption", ["block", "trigger"])
+def test_evidence_for_induction_forms_with_training(corruption: Any) -> None:
+    from trained import VOCABULARY, trained
+
+    after, before = trained()
+    behavior = RepeatedTokens(VOCABULARY, length=12, sequences=16).behavior(corruption)
+    test = HypothesisTest(behavior)
+    shares = [
+        {r.what: r.panel for r in measure(m, test)}["share_holding"].item() for m in (before, after)
+    ]
+    assert shares[0] < 0.3
+    assert shares[1] == 1.0
+    evidence = InductionCircuit().test(after, behavior)
+    assert evidence.verdict == "supported"
+    assert {h.layer for h in evidence.components["previous token"]} == {0}
+    assert {h.layer for h in evidence.components["induction"]} == {1}
+    found = {(line.step, line.key): line for line in evidence.lines}
+    assert found["induction", "carries_k_previous_token"].value > 0.8
+    assert found["induction", "composes_k_previous_token"].value > 10

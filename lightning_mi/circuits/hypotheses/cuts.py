@@ -29,8 +29,8 @@ class Removes:
     (m(clean) − m(cut)) / (m(clean) − m(∅)), means over prompts, never clipped; ∅ is the corrupted
     run for ``cut="corrupted"``, else the run in which all heads (for a step of MLPs: all MLPs) are
     cut likewise. All parts that fit the step are cut at once, everywhere. The null is the largest
-    share that as many other parts remove, drawn from the same layers where these have enough, eight
-    times; the value must lie above it, too.
+    share that as many parts remove which belong to no step, drawn eight times, from the same layers
+    where these have enough; the value must lie above it, too. There is none where too few are left.
 
     Args:
         share: Smallest share.
@@ -64,13 +64,16 @@ class Removes:
         """
         return f"cutting it ({self.cut}) removes {self.share:g} or more of the effect"
 
-    def line(self, subject: Subject, step: str, parts: Sequence[Part]) -> Line:
+    def line(
+        self, subject: Subject, step: str, parts: Sequence[Part], named: Sequence[Part] = ()
+    ) -> Line:
         """Return what was found.
 
         Args:
             subject: Model and prompts.
             step: Name of the step.
             parts: The parts that fit it.
+            named: Parts of other steps, which are no null.
 
         Returns:
             A line of evidence.
@@ -87,7 +90,7 @@ class Removes:
         found = share_of(clean - subject.without(parts, self.cut), clean - nothing, seed=self.seed)
         others = [
             share_of(clean - subject.without(other, self.cut), clean - nothing).value
-            for other in _others(subject, parts, self.seed)
+            for other in _others(subject, parts, named, self.seed)
         ]
         null = max(others, default=math.nan)
         return self._line(step, parts, found.value, (found.low, found.high), null)
@@ -117,14 +120,16 @@ class Removes:
         )
 
 
-def _others(subject: Subject, parts: Sequence[Part], seed: int) -> list[list[Part]]:
-    """Return sets of as many other parts, from the same layers where there are enough."""
+def _others(
+    subject: Subject, parts: Sequence[Part], named: Sequence[Part], seed: int
+) -> list[list[Part]]:
+    """Return sets of as many parts of no step, from the same layers where there are enough."""
     every: tuple[Part, ...] = subject.heads if isinstance(parts[0], Head) else subject.mlps
-    rest = [p for p in every if p not in parts]
+    rest = [p for p in every if p not in parts and p not in named]
     layers = {p.layer for p in parts}
     near = [p for p in rest if p.layer in layers]
     pool = near if len(near) >= len(parts) else rest
-    if not pool:
+    if len(pool) < len(parts):
         return []
     generator = torch.Generator().manual_seed(seed)
     sets = {tuple(_drawn(len(pool), len(parts), generator).tolist()) for _ in range(CONTROLS)}

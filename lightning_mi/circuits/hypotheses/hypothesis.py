@@ -158,28 +158,29 @@ class CircuitHypothesis:
         Returns:
             The evidence.
         """
-        own = as_behavior(behavior).to(context.device)
-        subject = Subject(model, own, context, self.tokens or RepeatedTokens())
+        prompts = as_behavior(behavior).to(context.device)
+        subject = Subject(model, prompts, context, self.tokens or RepeatedTokens())
         lines: list[Line] = []
         parts: dict[str, tuple[Part, ...]] = {}
         fits: dict[str, Tensor] = {}
         for step in self.steps:
             parts[step.name], fits[step.name], found = _found(subject, step)
             lines += found
+        every = tuple(p for own in parts.values() for p in own)
         for step in self.steps:
-            lines += [p.line(subject, step.name, parts[step.name]) for p in step.posterior]
+            own = parts[step.name]
+            lines += [p.line(subject, step.name, own, every) for p in step.posterior]
         for step in self.steps:
             later = [h for h in parts[step.name] if isinstance(h, Head)]
             for link in step.connection:
                 earlier = [h for h in parts[link.step] if isinstance(h, Head)]
                 lines.append(link.line(subject, step.name, earlier, later))
         if self.characteristics:
-            chosen = tuple(p for own in parts.values() for p in own)
-            lines += feature_lines(subject, chosen)
-        about = {"examples": len(own), "direction": "noise"}
+            lines += feature_lines(subject, every)
+        about = {"examples": len(prompts), "direction": "noise"}
         return Evidence(
             self.name,
-            own.name,
+            prompts.name,
             tuple(lines),
             parts,
             fits,
