@@ -164,7 +164,7 @@ def layers(found: dict[str, Record]) -> Iterator[str]:
     values = panel.values[:, -1] if panel.values[:, -1].isfinite().all() else panel.values[:, -2]
     last = len(values) - 1
     chosen = [0, *range(last - 9, last + 1)] if last > 9 else range(last + 1)
-    shown = "  ".join(f"{i}: {values[i].exp():.3f}" for i in chosen)
+    shown = "  ".join(f"{i}: {values[i].exp():.1g}" for i in chosen)
     yield f"  probability of {RIGHT!r} before layer  {shown}"
 
 

@@ -742,7 +742,13 @@ def test_live_equals_sweep(tmp_path: Any) -> None:
     from torch.utils.data import DataLoader
 
     from lightning_mi.callbacks import MeasurementMonitor, ScheduledCheckpoint
-    from lightning_mi.circuits import HeadRoles
+    from lightning_mi.circuits import (
+        Composition,
+        Copying,
+        HeadDirections,
+        HeadRoles,
+        SubspaceOverlap,
+    )
 
     class Model(pl.LightningModule):
         def __init__(self) -> None:
@@ -762,7 +768,16 @@ def test_live_equals_sweep(tmp_path: Any) -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.AdamW(self.parameters(), lr=0.01)
 
-    chosen = [LogitAttribution(), LogitLens(), Patterns(heads=("L1H0",)), HeadRoles()]
+    chosen = [
+        LogitAttribution(neurons=1),
+        LogitLens(),
+        Patterns(heads=("L1H0",)),
+        HeadRoles(),
+        Composition(rotations=4),
+        Copying(kinds=("eigenvalue", "logit", "top_k", "argmax")),
+        SubspaceOverlap(),
+        HeadDirections(heads=("L0H1", "L1H0")),
+    ]
     monitor = MeasurementMonitor(measurements=chosen, every_n_train_steps=2)
     saver = ScheduledCheckpoint(tmp_path / "checkpoints", every_n_train_steps=2)
     data = torch.randint(0, 61, (12, 16), generator=torch.Generator().manual_seed(0))

@@ -331,6 +331,10 @@ def test_composition_panels_name_the_pair() -> None:
     assert strongest.convention["pair"] == "L0H0 -> L1H0.k"
     assert strongest.item() == pytest.approx(1 / math.sqrt(40) - 1 / math.sqrt(a.d_model))
     assert panels["K_reader"].values.tolist() == [[0.0], [pytest.approx(strongest.item())]]
+    # A null has been taken off: what a picture is centred on is 0.
+    for name in ("K_reader", "K_strongest"):
+        assert panels[name].convention["null"] == 0.0
+        assert panels[name].convention["subtracted"] == pytest.approx(1 / math.sqrt(a.d_model))
     assert panels["K_z"].convention["rotations"] == 64
     assert set(panels) == {
         f"{k}{end}" for k in "QKV" for end in ("", "_spectrum", "_z", "_reader", "_strongest")
@@ -371,6 +375,8 @@ def test_overlap_panels_store_how_many_directions() -> None:
     panels = SubspaceOverlap(reads=("K",), k=2)(*context_of(a))
     assert panels["K"].convention["k"] == 2
     assert panels["K"].convention["null"] == pytest.approx(2 / 24)
+    assert panels["K_reader"].convention["null"] == 0.0
+    assert panels["K_reader"].convention["subtracted"] == pytest.approx(2 / 24)
     best = panels["K_weighted"].values.max() - 2 / 24
     assert panels["K_strongest"].item() == pytest.approx(float(best))
 

@@ -166,7 +166,7 @@ class Composition:
             tables[f"{role}_z"] = (_z(raw, pairs, self.rotations, self.seed), drawn)
         panels: dict[str, Panel] = {}
         panels |= {n: pair_panel(v, anatomy, role, {**about, **c}) for n, (v, c) in tables.items()}
-        about |= {"null": null, "corrected": "value - null: this is above the null"}
+        about |= {"null": 0.0, "subtracted": null, "corrected": "above 1/sqrt(d_model), the null"}
         shown = {**about, "display": {"picture": "map"} if role == "K" else {}}
         panels[f"{role}_reader"] = reader_panel(above, anatomy, role, shown)
         shown = {**about, "display": {"scalar": role}}

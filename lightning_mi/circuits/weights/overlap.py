@@ -103,8 +103,8 @@ class SubspaceOverlap:
     principal angles) and ``K_weighted`` (share of the writer's energy in the reader's space). Over
     (layer, head): ``K_reader``, weighted minus k/d_model for the strongest earlier writer. Scalar:
     ``K_strongest``, the largest of these, its pair and the principal angles of that pair (radians)
-    in the convention. The k that energy chose and the null k/d_model stand in every convention. See
-    `subspace_overlap`.
+    in the convention. The k that energy chose and the null k/d_model stand in every convention; the
+    last two are above it. See `subspace_overlap`.
 
     Args:
         name: First part of the records' names.
@@ -158,14 +158,14 @@ def _panels(spaces: Subspaces, input_name: str) -> dict[str, Panel]:
     overlap, weighted = spaces.overlap(), spaces.overlap(weighted=True)
     # Only pairs whose writer comes first are looked at, so the null may be taken off everywhere.
     above = weighted - null
-    weighed["corrected"] = "value - null: the strongest of each reader is above the null"
+    higher = {**weighed, "null": 0.0, "subtracted": null, "corrected": "above k/d_model, the null"}
     shown = {"picture": "map"} if role == "K" else {}
     return {
         role: pair_panel(overlap, anatomy, role, plain),
         f"{role}_weighted": pair_panel(weighted, anatomy, role, weighed),
-        f"{role}_reader": reader_panel(above, anatomy, role, {**weighed, "display": shown}),
+        f"{role}_reader": reader_panel(above, anatomy, role, {**higher, "display": shown}),
         f"{role}_strongest": _with_angles(
-            strongest_panel(above, anatomy, role, {**weighed, "display": {"scalar": role}}), spaces
+            strongest_panel(above, anatomy, role, {**higher, "display": {"scalar": role}}), spaces
         ),
     }
 
