@@ -17,6 +17,9 @@ __all__ = ["Block", "add_dots", "blocks_of", "dense", "dense_all", "grouped", "i
 ENTRIES = 2**19
 """Entries of the gradients of one block that exist at once; so many stay in a processor's cache."""
 
+MANY = 2**22
+"""The same where they meet many vectors, which have to be read once for each part."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -203,12 +206,15 @@ def summed(block: Block, piece: Piece) -> Tensor:
     return left.transpose(-1, -2) @ right
 
 
-def in_parts(block: Block, pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+def in_parts(
+    block: Block, pieces: Sequence[Piece], entries: int = ENTRIES
+) -> Iterator[list[Piece]]:
     """Yield pieces of a few examples at a time, so that their gradients in full stay small.
 
     Args:
         block: The block.
         pieces: Its pieces.
+        entries: Numbers that may exist at once.
 
     Yields:
         The pieces for some examples, one after the other.
@@ -217,7 +223,7 @@ def in_parts(block: Block, pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
         return
     shapes = [p.values.shape if isinstance(p, Vector) else p.pulled.rows.shape for p in pieces]
     cotangents, examples = shapes[0][:2]
-    step = max(1, ENTRIES // (block.size * cotangents))
+    step = max(1, entries // (block.size * cotangents))
     for start in range(0, examples, step):
         yield [p.examples(slice(start, start + step)) for p in pieces]
 
@@ -268,7 +274,7 @@ def add_dots(total: Tensor, block: Block, pieces: Sequence[Piece], weights: Tens
             added += summed(block, piece)
         else:
             start = 0
-            for part in in_parts(block, [piece]):
+            for part in in_parts(block, [piece], MANY):
                 rows = dense(block, part)[0].flatten(1)
                 total[start : start + len(rows)].addmm_(rows, flat)
                 added += rows.sum(0).reshape(added.shape)

@@ -58,7 +58,7 @@ class KFAC:
 
     labels: Labels = "auto"
     relative_damping: float | None = None
-    rows: int | None = 2**16
+    rows: int | None = 2**15
     all_reduce: bool = False
     bases: KeptBases | None = None
 
@@ -487,7 +487,8 @@ def _squares(block: Block, pieces: Sequence[Piece], eigen: Eigen) -> Tensor:
 
 
 def _turned(piece: Matrix, eigen: Eigen) -> Matrix:
-    left, right = eigen.bases
+    kind = piece.pulled.rows.dtype  # Ids have none of their own.
+    left, right = (None if basis is None else basis.to(kind) for basis in eigen.bases)
     return replace(piece, left=_rotated(piece.left, left), right=_rotated(piece.right, right))
 
 

@@ -190,46 +190,42 @@ class Gathered:
             by_name = grouped(chunk.losses)
             for block in self.blocks:
                 for piece in by_name.get(block.name, []):
-                    block.put(total, block.take(total) + summed(block, piece)[:1])
+                    block.put(total, block.take(total) + summed(block, piece.part(slice(0, 1))))
         return total[0] / max(1, examples)
 
-    def dots(self, vectors: Tensor) -> Tensor:
-        """Return ∇ℓᵢ · v for all examples and some vectors ``[vector, P]``.
+    def dots(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ∇ℓᵢ · v for all examples and some vectors, and Σ ∇ℓᵢ.
 
         Args:
-            vectors: The vectors.
+            vectors: Shape ``[vector, P]``.
 
         Returns:
-            Shape ``[example, vector]``, in double precision.
+            Shapes ``[example, vector]`` and ``[P]``, in double precision.
         """
-        rows, narrow = [], vectors.to(self.kind)
-        parts = {b.name: b.take(narrow) for b in self.blocks}
-        for chunk in self:
-            row = narrow.new_zeros(chunk.examples, len(vectors))
-            by_name = grouped(chunk.losses)
-            for block in self.blocks:
-                if block.name in by_name:
-                    add_dots(row, block, by_name[block.name], parts[block.name])
-            rows.append(row)
-        return torch.cat(rows).to(vectors.dtype)
+        return self._contracted(vectors, ((c.losses, c.examples) for c in self))
 
     def stream(self, batches: Iterable[Any], vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return products and the sum of ∇ℓᵢ of other batches, of which nothing is kept.
+        """Return the same as `dots` for other batches, of which nothing is kept.
 
         Args:
             batches: The examples.
             vectors: Shape ``[vector, P]``.
 
         Returns:
-            ∇ℓᵢ · v as ``[example, vector]``, and Σ ∇ℓᵢ as ``[P]``, in double precision.
+            Shapes ``[example, vector]`` and ``[P]``, in double precision.
         """
+        return self._contracted(vectors, ((self.own(b), batch_size(b)) for b in batches))
+
+    def _contracted(
+        self, vectors: Tensor, chunks: Iterable[tuple[list[Piece], int]]
+    ) -> tuple[Tensor, Tensor]:
         rows, narrow = [], vectors.to(self.kind)
         total = torch.zeros_like(vectors[:1])
         parts: dict[str, Tensor] = {}
-        for batch in batches:
-            by_name = grouped(self.own(batch))
+        for pieces, examples in chunks:
+            by_name = grouped(pieces)
             parts = parts or {b.name: b.take(narrow) for b in self.blocks}
-            row = narrow.new_zeros(batch_size(batch), len(vectors))
+            row = narrow.new_zeros(examples, len(vectors))
             for block in self.blocks:
                 if block.name in by_name:
                     added = add_dots(row, block, by_name[block.name], parts[block.name])

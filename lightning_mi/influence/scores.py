@@ -223,9 +223,9 @@ class Job:
         known = curvature.known
         if indices == sample:
             if known is not None:
-                return known.dots(vectors), known.mean()
-            # One pass for both; what is not kept is not gathered twice.
-            dots, total = curvature.gathered().stream(self._chunks(point, indices), vectors)
+                dots, total = known.dots(vectors)
+            else:  # What is not kept is not gathered for the one and again for the other.
+                dots, total = curvature.gathered().stream(self._chunks(point, indices), vectors)
             return dots, total / len(sample)
         dots = gradient_dots(point, self.losses, self._chunks(point, indices), vectors)
         if known is not None:
