@@ -44,6 +44,7 @@ test-browser: $(VENV)/.installed-test $(VENV)/.installed-browser $(VENV)/js
 
 types-js: | $(VENV)/js
 	$(VENV)/js/node_modules/.bin/tsc -p lightning_mi/report
+	cd lightning_mi/report && $(abspath $(VENV))/js/node_modules/.bin/prettier --check core charts types.d.ts
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python demos/induction_real_text.py $(if $(TEXT),--text "$(TEXT)")
@@ -94,7 +95,7 @@ $(VENV)/.smollm2: $(DEFINITION) | $(BIN)/python
 # For development only; what the page runs is in the repository as it is.
 $(VENV)/js: | $(BIN)/python
 	@command -v npm >/dev/null || { echo "npm is needed: apt-get install npm"; exit 1; }
-	npm install --silent --no-audit --no-fund --prefix $@ typescript axe-core@4
+	npm install --silent --no-audit --no-fund --prefix $@ typescript prettier axe-core@4
 
 clean:
 	rm -rf $(VENV) build dist lightning_mi.egg-info

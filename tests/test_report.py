@@ -685,7 +685,7 @@ def test_modules_import_what_is_exported_and_use_it() -> None:
     for path, source in scripts.items():
         for names, target in re.findall(r'^import \{([^}]*)\} from "([^"]+)";', source, re.M):
             other = scripts[os.path.normpath(os.path.join(os.path.dirname(path), target))]
-            for name in (n.strip() for n in names.split(",")):
+            for name in filter(None, (n.strip() for n in names.split(","))):
                 pattern = rf"^export (?:async )?(?:const|function) {re.escape(name)}(?!\w)"
                 assert re.search(pattern, other, re.M), f"{path} imports {name}"
                 used = len(re.findall(rf"(?<![\w.]){re.escape(name)}(?!\w)", source))
@@ -718,6 +718,22 @@ def test_scripts_pass_the_type_checker() -> None:
         [node, str(tsc), "-p", str(ASSETS)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_scripts_are_formatted() -> None:
+    prettier = needs("prettier", "bin/prettier.cjs")
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not there")
+    files = ["core/*.js", "charts/*.js", "types.d.ts"]
+    done = subprocess.run(
+        [node, str(prettier), "--check", *files],
+        cwd=str(ASSETS),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_any_text_may_stand_anywhere(tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ def test_pressing_in_a_chart_moves_the_cursor(show: Open, report: Path) -> None:
 
 
 def test_playing_goes_on_to_the_end(show: Open, report: Path) -> None:
-    page = show(report, "#step=2240")
+    page = show(report, "#step=1400")
     page.click("#play")
     assert "Pause" in page.text("#play")
     page.page.wait_for_function(

@@ -20,22 +20,47 @@ const LOOKS = {
 
 function drawAgreement(host) {
   if (!A) return;
-  const low = A.series.reduce((m, one) => one.values.reduce((n, v) => (v < n ? v : n), m), A.floor ? A.floor[0] : 0);
-  const bottom = Math.max(-1, Math.floor(low * 4) / 4), Y = v => HEIGHT - 6 - (HEIGHT - 14) * (v - bottom) / (1 - bottom);
-  lane(host, HEIGHT, "Rank correlation of attributions with the head's attention over training steps", svg => {
-    if (A.floor) svg.append(s("rect", { class: "floor", x: LEFT, width: plotWidth(), y: Y(A.floor[1]), height: Y(A.floor[0]) - Y(A.floor[1]), fill: "var(--grid)" }));
-    yAxis(svg, [-1, -.5, 0, .5, 1].filter(v => v >= bottom), Y);
-    /** @type {EndLabel[]} */
-    const labels = comparing ? linesOfRuns(svg, Y) : linesOfMethods(svg, Y);
-    if (A.ceiling) labels.push(drawCeiling(svg, A.ceiling, Y));
-    if (A.floor) labels.push({ y: Y(0), text: `random ±${fmt(A.floor[1])}`, fill: "var(--soft)", plain: true });
-    endLabels(svg, labels, HEIGHT);
-  });
+  const low = A.series.reduce(
+    (m, one) => one.values.reduce((n, v) => (v < n ? v : n), m),
+    A.floor ? A.floor[0] : 0,
+  );
+  const bottom = Math.max(-1, Math.floor(low * 4) / 4);
+  const Y = v => HEIGHT - 6 - ((HEIGHT - 14) * (v - bottom)) / (1 - bottom);
+  lane(
+    host,
+    HEIGHT,
+    "Rank correlation of attributions with the head's attention over training steps",
+    svg => {
+      if (A.floor)
+        svg.append(
+          s("rect", {
+            class: "floor",
+            x: LEFT,
+            width: plotWidth(),
+            y: Y(A.floor[1]),
+            height: Y(A.floor[0]) - Y(A.floor[1]),
+            fill: "var(--grid)",
+          }),
+        );
+      yAxis(
+        svg,
+        [-1, -0.5, 0, 0.5, 1].filter(v => v >= bottom),
+        Y,
+      );
+      /** @type {EndLabel[]} */
+      const labels = comparing ? linesOfRuns(svg, Y) : linesOfMethods(svg, Y);
+      if (A.ceiling) labels.push(drawCeiling(svg, A.ceiling, Y));
+      if (A.floor)
+        labels.push({ y: Y(0), text: `random ±${fmt(A.floor[1])}`, fill: "var(--soft)", plain: true });
+      endLabels(svg, labels, HEIGHT);
+    },
+  );
 }
 
 function linesOfMethods(svg, Y) {
   return (A?.series ?? []).map(one => {
-    const { text, ...look } = LOOKS[one.key], value = k => one.values[k];
+    const { text, ...look } = LOOKS[one.key];
+    const value = k => one.values[k];
     curve(svg, one, value, Y, { ...look, "stroke-width": 1.9, class: one.key });
     return { y: Y(lastDefined(one.at.length, value)), text, fill: look.stroke };
   });
@@ -43,31 +68,61 @@ function linesOfMethods(svg, Y) {
 
 function linesOfRuns(svg, Y) {
   return (A?.series ?? []).flatMap(({ key }) => {
-    const curves = (D.runs ?? []).map(run => run.agreement[key] && { ...run.agreement[key], text: `${run.letter} ${key === "saliency" ? "saliency" : "IG"}` });
-    return drawRuns(svg, curves, Y, { stroke: LOOKS[key].stroke, name: key === "saliency" ? "saliency," : "IG," });
+    const curves = (D.runs ?? []).map(
+      run =>
+        run.agreement[key] && {
+          ...run.agreement[key],
+          text: `${run.letter} ${key === "saliency" ? "saliency" : "IG"}`,
+        },
+    );
+    return drawRuns(svg, curves, Y, {
+      stroke: LOOKS[key].stroke,
+      name: key === "saliency" ? "saliency," : "IG,",
+    });
   });
 }
 
 /** How well another head of the same role agrees: more cannot be asked of an explanation. */
 function drawCeiling(svg, ceiling, Y) {
-  svg.append(s("line", { class: "chance ceiling", x1: LEFT, x2: LEFT + plotWidth(), y1: Y(ceiling.value), y2: Y(ceiling.value) }));
+  svg.append(
+    s("line", {
+      class: "chance ceiling",
+      x1: LEFT,
+      x2: LEFT + plotWidth(),
+      y1: Y(ceiling.value),
+      y2: Y(ceiling.value),
+    }),
+  );
   return { y: Y(ceiling.value), text: `ceiling ${fmt(ceiling.value)}`, fill: "var(--soft)", plain: true };
 }
 
 function wordsAt(i) {
   if (!A) return null;
-  const values = A.series.map(one => `${one.name} ${fmt(one.values[nearest(one.at, D.steps[i])])}`).join(", ");
-  return [`step ${whole(D.steps[i])}`, values, [
-    `Spearman correlation over input positions between the size of the attribution and the head's attention${A.head ? ` (${A.head} at the end)` : ""}${A.n ? `, n = ${A.n}` : ""}.`,
-    A.floor ? "The grey band holds 95 % of random orders." : "", A.ceiling ? `Ceiling: ${A.ceiling.says}.` : "",
-  ].filter(Boolean).join(" ")];
+  const values = A.series
+    .map(one => `${one.name} ${fmt(one.values[nearest(one.at, D.steps[i])])}`)
+    .join(", ");
+  return [
+    `step ${whole(D.steps[i])}`,
+    values,
+    [
+      `Spearman correlation over input positions between the size of the attribution and the head's attention${A.head ? ` (${A.head} at the end)` : ""}${A.n ? `, n = ${A.n}` : ""}.`,
+      A.floor ? "The grey band holds 95 % of random orders." : "",
+      A.ceiling ? `Ceiling: ${A.ceiling.says}.` : "",
+    ]
+      .filter(Boolean)
+      .join(" "),
+  ];
 }
 
 card({
-  id: "agree", place: "left", order: 50, title: "Do the explanations agree with the head?",
+  id: "agree",
+  place: "left",
+  order: 50,
+  title: "Do the explanations agree with the head?",
   shown: () => Boolean(A) || !withoutHeads(),
   has: () => Boolean(A),
-  missing: () => "Not measured. HeadMonitor() with SaliencyMonitor() or IntegratedGradientsMonitor() on one prompt measures it.",
+  missing: () =>
+    "Not measured. HeadMonitor() with SaliencyMonitor() or IntegratedGradientsMonitor() on one prompt measures it.",
   sub: () => "rank correlation over input positions",
   csv: () => csvSeries(A?.series ?? []),
   build: host => listen(host, wordsAt),

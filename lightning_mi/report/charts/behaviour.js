@@ -14,7 +14,8 @@ function drawBehaviour(host) {
   if (!B) return;
   const shown = [...B.series, ...(D.runs ?? []).flatMap(run => run.behaviour ?? [])];
   const highest = shown.reduce((m, one) => one.values.reduce((n, v) => (v > n ? v : n), m), 0);
-  const high = highest * 1.05 || 1, Y = v => HEIGHT - 6 - (HEIGHT - 14) * v / high;
+  const high = highest * 1.05 || 1;
+  const Y = v => HEIGHT - 6 - ((HEIGHT - 14) * v) / high;
   lane(host, HEIGHT, "Loss on repeated random tokens over training steps", svg => {
     yAxis(svg, ticks(0, high, 3), Y);
     endLabels(svg, comparing ? linesOfRuns(svg, Y) : linesOfCopies(svg, Y), HEIGHT);
@@ -24,15 +25,25 @@ function drawBehaviour(host) {
 function linesOfCopies(svg, Y) {
   const { series } = /** @type {Behaviour} */ (B);
   return series.map((one, k) => {
-    const second = k === series.length - 1, value = q => one.values[q];
-    curve(svg, one, value, Y, { stroke: second ? "var(--ink)" : "var(--hair)", "stroke-width": second ? 2 : 1.6 });
-    return { y: Y(lastDefined(one.at.length, value)), text: one.name, fill: second ? "var(--ink)" : "var(--soft)" };
+    const second = k === series.length - 1;
+    const value = q => one.values[q];
+    curve(svg, one, value, Y, {
+      stroke: second ? "var(--ink)" : "var(--hair)",
+      "stroke-width": second ? 2 : 1.6,
+    });
+    return {
+      y: Y(lastDefined(one.at.length, value)),
+      text: one.name,
+      fill: second ? "var(--ink)" : "var(--soft)",
+    };
   });
 }
 
 /** Of several runs, only the copy that can be predicted. */
 function linesOfRuns(svg, Y) {
-  const curves = (D.runs ?? []).map(run => run.behaviour && { ...run.behaviour, text: `${run.letter} second copy` });
+  const curves = (D.runs ?? []).map(
+    run => run.behaviour && { ...run.behaviour, text: `${run.letter} second copy` },
+  );
   return drawRuns(svg, curves, Y, { stroke: "var(--ink)", name: "second copy," });
 }
 
@@ -45,12 +56,20 @@ function wordsAt(i) {
 }
 
 card({
-  id: "when", place: "left", order: 10, title: "Did the behaviour change?",
+  id: "when",
+  place: "left",
+  order: 10,
+  title: "Did the behaviour change?",
   shown: () => Boolean(B) || !withoutHeads(),
   has: () => Boolean(B),
   missing: () => "No loss on repeated tokens was recorded. HeadMonitor() records it.",
   sub: () => `loss on repeated random tokens, ${B?.unit}`,
-  csv: () => csvSeries(comparing ? (D.runs ?? []).flatMap(run => (run.behaviour ? [{ ...run.behaviour, name: run.label }] : [])) : [...(B?.series ?? []), ...(B?.also ?? [])]),
+  csv: () =>
+    csvSeries(
+      comparing
+        ? (D.runs ?? []).flatMap(run => (run.behaviour ? [{ ...run.behaviour, name: run.label }] : []))
+        : [...(B?.series ?? []), ...(B?.also ?? [])],
+    ),
   build: host => listen(host, wordsAt),
   draw: drawBehaviour,
 });

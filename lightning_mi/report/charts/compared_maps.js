@@ -2,20 +2,34 @@
 
 import { D, LAYERS, WIDTH, nearest } from "../core/data.js";
 import { card } from "../core/card.js";
-import { aboveChance, paintPixels, plusMinus } from "../core/colour.js";
+import { aboveChance, plusMinus } from "../core/colour.js";
 import { h, hint } from "../core/dom.js";
 import { fmt, withSign } from "../core/numbers.js";
+import { paintPixels, pixelUnder } from "../core/pixels.js";
 import { S, chosenScore, set, step } from "../core/state.js";
 
 /** The map of each run that has one for the chosen score and the shape of the first. */
 function mapsOfRuns() {
   const made = (D.runs ?? []).flatMap(run => {
     const block = run.maps?.[S.score];
-    return block ? [{ name: run.letter, label: run.label, value: j => block.values[nearest(block.at, step()) * LAYERS * WIDTH + j], signed: false }] : [];
+    return block
+      ? [
+          {
+            name: run.letter,
+            label: run.label,
+            value: j => block.values[nearest(block.at, step()) * LAYERS * WIDTH + j],
+            signed: false,
+          },
+        ]
+      : [];
   });
   if (made.length !== 2) return made;
   const [a, b] = made;
-  return [a, b, { name: "B − A", label: "the difference", value: j => b.value(j) - a.value(j), signed: true }];
+  return [
+    a,
+    b,
+    { name: "B − A", label: "the difference", value: j => b.value(j) - a.value(j), signed: true },
+  ];
 }
 
 /** @type {(() => void)[]} */
@@ -28,24 +42,37 @@ function drawPairs(host) {
 }
 
 function mapOf(one) {
-  const canvas = h("canvas", { width: WIDTH, height: LAYERS, role: "img" }), caption = h("span");
-  const under = event => {
-    const box = canvas.getBoundingClientRect(), clip = (v, n) => Math.min(n - 1, Math.max(0, Math.floor(v * n)));
-    return clip((event.clientY - box.top) / box.height, LAYERS) * WIDTH + clip((event.clientX - box.left) / box.width, WIDTH);
-  };
+  const canvas = h("canvas", { width: WIDTH, height: LAYERS, role: "img" });
+  const caption = h("span");
+  const under = event => pixelUnder(canvas, event);
   const written = v => (one.signed ? withSign(v, 2) : fmt(v));
-  hint(canvas, event => [`L${Math.floor(under(event) / WIDTH)}H${under(event) % WIDTH} ${written(one.value(under(event)))}`, one.label]);
+  hint(canvas, event => [
+    `L${Math.floor(under(event) / WIDTH)}H${under(event) % WIDTH} ${written(one.value(under(event)))}`,
+    one.label,
+  ]);
   canvas.addEventListener("click", event => set({ head: under(event) }));
   refreshes.push(() => {
     paintPixels(canvas, one.value, v => (one.signed ? plusMinus(v) : aboveChance(chosenScore(), v)));
     caption.textContent = written(one.value(S.head));
-    canvas.setAttribute("aria-label", `${chosenScore().title} of ${one.name} at step ${step()}: selected head ${caption.textContent}`);
+    canvas.setAttribute(
+      "aria-label",
+      `${chosenScore().title} of ${one.name} at step ${step()}: selected head ${caption.textContent}`,
+    );
   });
-  return h("figure", {}, h("figcaption", {}, h("b", {}, one.name), caption), h("div", { class: "wrap", style: `aspect-ratio:${Math.max(1, WIDTH / LAYERS)}` }, canvas));
+  return h(
+    "figure",
+    {},
+    h("figcaption", {}, h("b", {}, one.name), caption),
+    h("div", { class: "wrap", style: `aspect-ratio:${Math.max(1, WIDTH / LAYERS)}` }, canvas),
+  );
 }
 
 card({
-  id: "pairs", place: "side", order: 12, kind: "maps pairs", title: "The same place in each run",
+  id: "pairs",
+  place: "side",
+  order: 12,
+  kind: "maps pairs",
+  title: "The same place in each run",
   uses: ["score", "head"],
   shown: () => Boolean(D.runs) && Boolean(D.scores) && mapsOfRuns().length > 1,
   sub: () => `${chosenScore().title}; from another seed the same place need not have the same role`,

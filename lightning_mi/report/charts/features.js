@@ -15,29 +15,63 @@ const tableBlock = () => D.tables[S.method] ?? first;
 
 /** The features with the largest mean size over the run: their order does not jump with the cursor. */
 function barRows(block) {
-  const peak = block.names.map((_, q) => block.at.reduce((sum, _step, k) => sum + Math.abs(inputAt(block, k, q) || 0), 0));
-  return block.names.map((_, q) => q).sort((a, b) => peak[b] - peak[a]).slice(0, MOST);
+  const peak = block.names.map((_, q) =>
+    block.at.reduce((sum, _step, k) => sum + Math.abs(inputAt(block, k, q) || 0), 0),
+  );
+  return block.names
+    .map((_, q) => q)
+    .sort((a, b) => peak[b] - peak[a])
+    .slice(0, MOST);
 }
 
 function barOf(block, k, q) {
-  const v = inputAt(block, k, q), share = Math.min(1, Math.abs(v) / block.cap) * (block.signed ? 50 : 100);
-  const left = block.signed ? (v < 0 ? 50 - share : 50) : 0, shade = block.signed ? plusMinus(v < 0 ? -1 : 1) : colour("ink", .8);
-  const bar = h("i", { style: Number.isFinite(v) ? `left:${left}%;width:${share}%;background:${rgb(shade)}` : `left:0;width:100%;background:${HATCH}` });
+  const v = inputAt(block, k, q);
+  const share = Math.min(1, Math.abs(v) / block.cap) * (block.signed ? 50 : 100);
+  const left = block.signed ? (v < 0 ? 50 - share : 50) : 0;
+  const shade = block.signed ? plusMinus(v < 0 ? -1 : 1) : colour("ink", 0.8);
+  const bar = h("i", {
+    style: Number.isFinite(v)
+      ? `left:${left}%;width:${share}%;background:${rgb(shade)}`
+      : `left:0;width:100%;background:${HATCH}`,
+  });
   const zero = block.signed ? h("u", {}) : null;
-  return h("div", { class: "bar-row" }, h("span", { title: block.names[q] }, block.names[q]), h("div", {}, zero, bar), h("b", {}, fmt(v)));
+  return h(
+    "div",
+    { class: "bar-row" },
+    h("span", { title: block.names[q] }, block.names[q]),
+    h("div", {}, zero, bar),
+    h("b", {}, fmt(v)),
+  );
 }
 
 function drawBars(host) {
-  const block = tableBlock(), k = at(block), rest = Math.max(0, block.names.length - MOST);
-  const notes = [rest ? `${rest} smaller ones are not shown.` : "", block.signed ? "Blue supports the target, orange opposes it." : ""];
-  host.replaceChildren(h("div", { class: "bars" }, barRows(block).map(q => barOf(block, k, q))), h("div", { class: "key" }, h("span", { class: "one" }, notes.join(" "))));
+  const block = tableBlock();
+  const k = at(block);
+  const rest = Math.max(0, block.names.length - MOST);
+  const notes = [
+    rest ? `${rest} smaller ones are not shown.` : "",
+    block.signed ? "Blue supports the target, orange opposes it." : "",
+  ];
+  host.replaceChildren(
+    h(
+      "div",
+      { class: "bars" },
+      barRows(block).map(q => barOf(block, k, q)),
+    ),
+    h("div", { class: "key" }, h("span", { class: "one" }, notes.join(" "))),
+  );
 }
 
 card({
-  id: "features", place: "side", order: 22, kind: "still", title: "Features at this step",
+  id: "features",
+  place: "side",
+  order: 22,
+  kind: "still",
+  title: "Features at this step",
   uses: ["method"],
   shown: () => Boolean(first) && !D.prompt,
-  sub: () => `${tableBlock().title}${tableBlock().target ? ` of “${show(tableBlock().target)}”` : ""}, mean of ${tableBlock().n}; ${inputScale(tableBlock())}`,
+  sub: () =>
+    `${tableBlock().title}${tableBlock().target ? ` of “${show(tableBlock().target)}”` : ""}, mean of ${tableBlock().n}; ${inputScale(tableBlock())}`,
   draw: drawBars,
   step: drawBars,
 });

@@ -7,13 +7,16 @@ import { show, significant, ticks, whole } from "../core/numbers.js";
 import { LEFT, plotWidth } from "../core/time.js";
 
 const HEIGHT = 118;
-const MOST = 7;                                   // curves in one plot
+const MOST = 7; // curves in one plot
 
 /** Told apart by hue, dash and label. */
 const LOOKS = [
-  { stroke: "var(--ink)", "stroke-width": 2 }, { stroke: "var(--plus)", "stroke-width": 1.8, "stroke-dasharray": "6 2.5" },
-  { stroke: "var(--minus)", "stroke-width": 1.8, "stroke-dasharray": "2 2" }, { stroke: "var(--previous_token)", "stroke-width": 1.8, "stroke-dasharray": "9 3 2 3" },
-  { stroke: "var(--induction)", "stroke-width": 1.8 }, { stroke: "var(--current_token)", "stroke-width": 1.8, "stroke-dasharray": "6 2.5" },
+  { stroke: "var(--ink)", "stroke-width": 2 },
+  { stroke: "var(--plus)", "stroke-width": 1.8, "stroke-dasharray": "6 2.5" },
+  { stroke: "var(--minus)", "stroke-width": 1.8, "stroke-dasharray": "2 2" },
+  { stroke: "var(--previous_token)", "stroke-width": 1.8, "stroke-dasharray": "9 3 2 3" },
+  { stroke: "var(--induction)", "stroke-width": 1.8 },
+  { stroke: "var(--current_token)", "stroke-width": 1.8, "stroke-dasharray": "6 2.5" },
   { stroke: "var(--soft)", "stroke-width": 1.6 },
 ];
 
@@ -21,22 +24,29 @@ const LOOKS = [
 export function plotsOf(curves) {
   const groups = new Map();
   for (const one of curves) groups.set(one.unit, [...(groups.get(one.unit) ?? []), one]);
-  return [...groups].flatMap(([unit, list]) => Array.from({ length: Math.ceil(list.length / MOST) }, (_, k) => ({ unit, list: list.slice(k * MOST, (k + 1) * MOST) })));
+  return [...groups].flatMap(([unit, list]) =>
+    Array.from({ length: Math.ceil(list.length / MOST) }, (_, k) => ({
+      unit,
+      list: list.slice(k * MOST, (k + 1) * MOST),
+    })),
+  );
 }
 
 /** From the lowest to the highest value, zero among them where it is near. */
 function rangeOf(list) {
   const all = list.flatMap(one => [...one.values, one.null ?? NaN]).filter(Number.isFinite);
-  let low = Math.min(...all), high = Math.max(...all);
+  let low = Math.min(...all);
+  let high = Math.max(...all);
   if (!all.length) return [0, 1];
-  if (low > 0 && low < .6 * high) low = 0;
-  if (high < 0 && high > .6 * low) high = 0;
-  const room = (high - low) * .04 || Math.abs(high) * .1 || 1;
+  if (low > 0 && low < 0.6 * high) low = 0;
+  if (high < 0 && high > 0.6 * low) high = 0;
+  const room = (high - low) * 0.04 || Math.abs(high) * 0.1 || 1;
   return [low === 0 ? 0 : low - room, high === 0 ? 0 : high + room];
 }
 
 function drawPlot(host, { unit, list }) {
-  const [low, high] = rangeOf(list), Y = v => HEIGHT - 8 - (HEIGHT - 18) * (v - low) / (high - low);
+  const [low, high] = rangeOf(list);
+  const Y = v => HEIGHT - 8 - ((HEIGHT - 18) * (v - low)) / (high - low);
   lane(host, HEIGHT, `${list.map(one => one.name).join(", ")} over training steps`, svg => {
     yAxis(svg, ticks(low, high, 3), Y);
     if (unit) svg.append(s("text", { x: LEFT, y: 8 }, unit));
@@ -46,19 +56,40 @@ function drawPlot(host, { unit, list }) {
 }
 
 function lineOf(svg, one, look, Y, alone) {
-  const value = k => one.values[k], labels = [{ y: Y(lastDefined(one.at.length, value)), text: show(one.name, 17), fill: look.stroke }];
-  if (one.stderr) area(svg, one, k => value(k) - one.stderr[k], k => value(k) + one.stderr[k], Y, { fill: look.stroke, opacity: .16, class: "error" });
+  const value = k => one.values[k];
+  const labels = [{ y: Y(lastDefined(one.at.length, value)), text: show(one.name, 17), fill: look.stroke }];
+  if (one.stderr)
+    area(
+      svg,
+      one,
+      k => value(k) - one.stderr[k],
+      k => value(k) + one.stderr[k],
+      Y,
+      { fill: look.stroke, opacity: 0.16, class: "error" },
+    );
   curve(svg, one, value, Y, { ...look, class: "own" });
   if (alone && one.null) {
-    svg.append(s("line", { class: "chance", x1: LEFT, x2: LEFT + plotWidth(), y1: Y(one.null), y2: Y(one.null) }));
-    labels.push({ y: Y(one.null), text: `chance ${significant(one.null)}`, fill: "var(--soft)", plain: true });
+    svg.append(
+      s("line", { class: "chance", x1: LEFT, x2: LEFT + plotWidth(), y1: Y(one.null), y2: Y(one.null) }),
+    );
+    labels.push({
+      y: Y(one.null),
+      text: `chance ${significant(one.null)}`,
+      fill: "var(--soft)",
+      plain: true,
+    });
   }
   return labels;
 }
 
 function wordsAt(list, i) {
-  const value = one => `${one.name} ${significant(one.values[nearest(one.at, D.steps[i])])}${one.unit ? ` ${one.unit}` : ""}`;
-  return [`step ${whole(D.steps[i])}`, list.map(value).join(", "), list.map(one => one.says).filter(Boolean)[0] ?? ""];
+  const value = one =>
+    `${one.name} ${significant(one.values[nearest(one.at, D.steps[i])])}${one.unit ? ` ${one.unit}` : ""}`;
+  return [
+    `step ${whole(D.steps[i])}`,
+    list.map(value).join(", "),
+    list.map(one => one.says).filter(Boolean)[0] ?? "",
+  ];
 }
 
 export const panelCurves = {
@@ -69,5 +100,7 @@ export const panelCurves = {
       listen(place, i => wordsAt(list, i));
     }
   },
-  draw(host, group) { plotsOf(group.curves).forEach((plot, k) => drawPlot(host.children[k], plot)); },
+  draw(host, group) {
+    plotsOf(group.curves).forEach((plot, k) => drawPlot(host.children[k], plot));
+  },
 };

@@ -6,17 +6,18 @@ import { card } from "../core/card.js";
 import { csvLines, csvSeries, overSteps } from "../core/csv.js";
 import { h } from "../core/dom.js";
 import { chosenPanel, choose, entryAt, entryName, panelScale, sizeOf, thinnedWords } from "../core/panels.js";
+import { panelBars } from "./panel_bars.js";
 import { panelCurves } from "./panel_curves.js";
 import { panelGraph } from "./panel_graph.js";
 import { panelMatrix } from "./panel_matrix.js";
 import { panelRows } from "./panel_rows.js";
 
 /** @type {PanelChart[]} */
-const KINDS = [panelRows, panelMatrix, panelGraph];
-const MOST_LINES = 50_000;                        // of a copied table: a spreadsheet still opens it
+const KINDS = [panelRows, panelBars, panelMatrix, panelGraph];
+const MOST_LINES = 50_000; // of a copied table: a spreadsheet still opens it
 
 function cardOf(group, order) {
-  const places = new Map();                       // the element of each kind of chart
+  const places = new Map(); // the element of each kind of chart
 
   function build(host) {
     const curves = h("div", { class: "plot" });
@@ -36,12 +37,15 @@ function cardOf(group, order) {
     if (group.curves.length) panelCurves.draw(places.get(panelCurves), group);
     const block = chosenPanel(group);
     if (!block) return;
-    host.querySelectorAll("[data-panel]").forEach(button => button.setAttribute("aria-pressed", String(button.dataset.panel === block.what)));
+    host
+      .querySelectorAll("[data-panel]")
+      .forEach(button => button.setAttribute("aria-pressed", String(button.dataset.panel === block.what)));
     host.querySelector(".panel-words").textContent = panelSubtitle(block);
     for (const kind of KINDS) {
       const place = places.get(kind);
       place.hidden = !kind.fits(block);
-      if (place.hidden) place.replaceChildren(); else kind.draw(place, block);
+      if (place.hidden) place.replaceChildren();
+      else kind.draw(place, block);
     }
   }
 
@@ -50,20 +54,45 @@ function cardOf(group, order) {
     if (block) for (const kind of KINDS) if (kind.fits(block)) kind.step?.(places.get(kind), block);
   }
 
-  card({ id: `panel-${group.measurement}`, place: "left", order, kind: "panels", title: titleOf(group), uses: ["panel"], csv: () => csvOfGroup(group), build, draw, step: move });
+  card({
+    id: `panel-${group.measurement}`,
+    place: "left",
+    order,
+    kind: "panels",
+    title: titleOf(group),
+    uses: ["panel"],
+    csv: () => csvOfGroup(group),
+    build,
+    draw,
+    step: move,
+  });
 }
 
 const titleOf = group => group.title.slice(0, 1).toUpperCase() + group.title.slice(1);
 
 function tabsFor(group) {
   if (group.arrays.length < 2) return h("span");
-  const tabs = group.arrays.map(one => h("button", { type: "button", "data-panel": one.what, onclick: () => choose(group.measurement, one.what) }, one.title));
-  return h("div", { class: "tools panel-tabs" }, h("span", { role: "group", "aria-label": `Panel of ${group.title}` }, tabs));
+  const tabs = group.arrays.map(one =>
+    h(
+      "button",
+      { type: "button", "data-panel": one.what, onclick: () => choose(group.measurement, one.what) },
+      one.title,
+    ),
+  );
+  return h(
+    "div",
+    { class: "tools panel-tabs" },
+    h("span", { role: "group", "aria-label": `Panel of ${group.title}` }, tabs),
+  );
 }
 
 /** What the panel says of itself, its axes, and its scale. */
 function panelSubtitle(block) {
-  const axes = block.axes.map((axis, a) => `${block.shape[a]} ${axis.replaceAll("_", " ")}${block.shape[a] === 1 ? "" : "s"}`.replace("ys", "ies").replace("classs", "classes"));
+  const axes = block.axes.map((axis, a) =>
+    `${block.shape[a]} ${axis.replaceAll("_", " ")}${block.shape[a] === 1 ? "" : "s"}`
+      .replace("ys", "ies")
+      .replace("classs", "classes"),
+  );
   return `${block.title}: ${block.says ? `${block.says}; ` : ""}${axes.join(" × ")}, ${panelScale(block)}${thinnedWords(block)}${block.reason ? `; undefined: ${block.reason}` : ""}`;
 }
 
@@ -71,7 +100,16 @@ function csvOfGroup(group) {
   const block = chosenPanel(group);
   if (!block) return csvSeries(group.curves);
   const size = Math.min(sizeOf(block), Math.max(1, Math.floor(MOST_LINES / block.at.length)));
-  return csvLines("step,panel,entry,value", overSteps(block, k => Array.from({ length: size }, (_, entry) => [block.what, entryName(block, entry), entryAt(block, k, entry)])));
+  return csvLines(
+    "step,panel,entry,value",
+    overSteps(block, k =>
+      Array.from({ length: size }, (_, entry) => [
+        block.what,
+        entryName(block, entry),
+        entryAt(block, k, entry),
+      ]),
+    ),
+  );
 }
 
 D.panels.forEach((group, k) => cardOf(group, 60 + k / 100));

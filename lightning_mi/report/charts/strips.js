@@ -26,7 +26,11 @@ function stripOf(block, text, e) {
   const tokens = text.tokens.map((token, q) => {
     const word = h("span", { class: "piece" }, show(token));
     stripped.push({ e, q, word });
-    return hint(word, () => [`“${show(token)}” at position ${q}`, valueWords(block, eachAt(block, e, q)), `at step ${whole(block.at[at(block)])}`]);
+    return hint(word, () => [
+      `“${show(token)}” at position ${q}`,
+      valueWords(block, eachAt(block, e, q)),
+      `at step ${whole(block.at[at(block)])}`,
+    ]);
   });
   const target = text.target == null ? null : h("b", {}, `${show(text.target)}:`);
   return h("p", { class: "strip" }, target, ...tokens);
@@ -37,14 +41,20 @@ function paintStrips() {
   if (!block) return;
   const shade = inputShade(block);
   for (const { e, q, word } of stripped) {
-    const v = eachAt(block, e, q), onto = Number.isFinite(v) ? shade(v) : null;
+    const v = eachAt(block, e, q);
+    const onto = Number.isFinite(v) ? shade(v) : null;
     word.style.background = onto ? rgb(onto) : HATCH;
     word.style.color = onto ? readable(onto) : "";
   }
 }
 
 card({
-  id: "strips", into: "looked", head: true, order: 33, kind: "strips", title: "",
+  id: "strips",
+  into: "looked",
+  head: true,
+  order: 33,
+  kind: "strips",
+  title: "",
   uses: ["method"],
   shown: () => Boolean(stripBlock()),
   sub: () => `${stripBlock()?.title} of each example at this step; ${inputScale(stripBlock())}`,

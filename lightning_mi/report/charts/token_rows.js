@@ -9,7 +9,7 @@ import { show, whole } from "../core/numbers.js";
 import { nameRows, paintRows, rowHeight } from "../core/rows.js";
 import { S, methodTitle, methods, set } from "../core/state.js";
 
-const FEW = 12;                                   // so many rows are shown unless all are asked for
+const FEW = 12; // so many rows are shown unless all are asked for
 
 /** What is drawn as rows over steps, by method. */
 const lanes = { ...D.tables, ...D.inputs };
@@ -22,12 +22,17 @@ function tokenRows(block) {
   const all = rowNames(block).map((_, q) => q);
   if (S.all || all.length <= FEW) return all;
   const peak = all.map(q => block.at.reduce((m, _, k) => m + Math.abs(inputAt(block, k, q) || 0), 0));
-  return [...all].sort((a, b) => peak[b] - peak[a]).slice(0, FEW).sort((a, b) => a - b);
+  return [...all]
+    .sort((a, b) => peak[b] - peak[a])
+    .slice(0, FEW)
+    .sort((a, b) => a - b);
 }
 
 /** Why there is no map of tokens. */
 function unseen() {
-  const found = D.undrawn.filter(name => name.endsWith("/values")).map(name => name.split("/")[0].replaceAll("_", " "));
+  const found = D.undrawn
+    .filter(name => name.endsWith("/values"))
+    .map(name => name.split("/")[0].replaceAll("_", " "));
   return found.length
     ? `Measured, but not of tokens: ${found.join(" and ")}. Look at them in the loggers' pictures and in the run folder.`
     : "No attributions were recorded. Add SaliencyMonitor() or IntegratedGradientsMonitor() to the Trainer.";
@@ -43,26 +48,45 @@ function subtitle() {
 
 function pictureWords() {
   const signs = D.pictures[S.method]?.signed ? " Blue supports the target, orange opposes it." : "";
-  return D.pictures[S.method] ? `Each row an image, each column a step; channels summed, one scale for the whole run.${signs}` : "";
+  return D.pictures[S.method]
+    ? `Each row an image, each column a step; channels summed, one scale for the whole run.${signs}`
+    : "";
 }
 
 function drawTokenRows(host) {
   const block = lanes[S.method];
-  if (!block) { host.replaceChildren(); return; }   // images.js draws these below
-  const rows = tokenRows(block), isSource = q => !block.names && q === D.prompt?.source;
-  lane(host, rowHeight(rows.length) * rows.length, `${block.title} of each ${block.names ? "feature" : "token"} over training steps`, svg => {
-    nameRows(svg, rows.map(q => show(rowNames(block)[q], block.names ? 17 : 8) + (isSource(q) ? " ◂" : "")), place => ({
-      bold: isSource(rows[place]) || rows[place] === S.token, mono: true,
-      pick: block.names ? null : () => set({ token: S.token === rows[place] ? -1 : rows[place] }),
-    }));
-  }, true);
+  if (!block) {
+    host.replaceChildren();
+    return;
+  } // images.js draws these below
+  const rows = tokenRows(block);
+  const isSource = q => !block.names && q === D.prompt?.source;
+  lane(
+    host,
+    rowHeight(rows.length) * rows.length,
+    `${block.title} of each ${block.names ? "feature" : "token"} over training steps`,
+    svg => {
+      nameRows(
+        svg,
+        rows.map(q => show(rowNames(block)[q], block.names ? 17 : 8) + (isSource(q) ? " ◂" : "")),
+        place => ({
+          bold: isSource(rows[place]) || rows[place] === S.token,
+          mono: true,
+          pick: block.names ? null : () => set({ token: S.token === rows[place] ? -1 : rows[place] }),
+        }),
+      );
+    },
+    true,
+  );
   paintRows(host, block, rows, (k, q) => inputAt(block, k, q), inputShade(block));
 }
 
 function wordsAt(i, y) {
   const block = lanes[S.method];
   if (!block) return null;
-  const rows = tokenRows(block), q = rows[Math.floor(y / rowHeight(rows.length))], k = nearest(block.at, D.steps[i]);
+  const rows = tokenRows(block);
+  const q = rows[Math.floor(y / rowHeight(rows.length))];
+  const k = nearest(block.at, D.steps[i]);
   if (q == null) return null;
   const name = block.names ? block.names[q] : `“${show(TOKENS[q])}” at position ${q}`;
   return [name, `${inputWords(block, k, q)} at step ${whole(block.at[k])}`, inputNote(block, k)];
@@ -72,14 +96,26 @@ const rowsOf = (block, k) => rowNames(block).map((token, q) => [block.title, q, 
 const manyRows = () => Object.values(lanes).some(block => rowNames(block).length > FEW);
 
 card({
-  id: "looked", place: "left", order: 30, title: "What did it look at?",
+  id: "looked",
+  place: "left",
+  order: 30,
+  title: "What did it look at?",
   uses: ["method", "all", "token"],
   has: () => methods.length > 0,
   missing: unseen,
   sub: subtitle,
-  tabs: () => [...methods.map(name => ["method", name, methodTitle(name)]), ...(manyRows() ? [["all", 1, "all rows", 0]] : [])],
+  tabs: () => [
+    ...methods.map(name => ["method", name, methodTitle(name)]),
+    ...(manyRows() ? [["all", 1, "all rows", 0]] : []),
+  ],
   tabsName: "Method",
-  csv: Object.keys(lanes).length ? () => csvLines("step,method,position,token,value", Object.values(lanes).flatMap(block => overSteps(block, k => rowsOf(block, k)))) : undefined,
+  csv: Object.keys(lanes).length
+    ? () =>
+        csvLines(
+          "step,method,position,token,value",
+          Object.values(lanes).flatMap(block => overSteps(block, k => rowsOf(block, k))),
+        )
+    : undefined,
   build: host => listen(host, wordsAt),
   draw: drawTokenRows,
 });

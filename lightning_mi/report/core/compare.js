@@ -20,19 +20,38 @@ export const letterOf = k => String.fromCharCode(65 + k);
  * @param {{stroke: string, width?: number, name?: string}} style
  */
 export function drawRuns(svg, curves, Y, { stroke, width = 1.8, name = "" }) {
-  if (curves.length > APART) return drawBand(svg, curves.filter(one => one !== null), Y, { stroke, name });
+  if (curves.length > APART)
+    return drawBand(
+      svg,
+      curves.filter(one => one !== null),
+      Y,
+      { stroke, name },
+    );
   return curves.flatMap((one, k) => {
     if (!one) return [];
     const value = q => one.values[q];
-    curve(svg, one, value, Y, { stroke, "stroke-width": width, "stroke-dasharray": DASHES[k], class: `run run-${letterOf(k)}` });
+    curve(svg, one, value, Y, {
+      stroke,
+      "stroke-width": width,
+      "stroke-dasharray": DASHES[k],
+      class: `run run-${letterOf(k)}`,
+    });
     return [{ y: Y(lastDefined(one.at.length, value)), text: one.text, fill: stroke }];
   });
 }
 
 function drawBand(svg, curves, Y, { stroke, name }) {
   if (!curves.length) return [];
-  const block = spread(curves), value = q => block.middle[q];
-  area(svg, block, q => block.low[q], q => block.high[q], Y, { fill: stroke, opacity: .16, class: "band" });
+  const block = spread(curves);
+  const value = q => block.middle[q];
+  area(
+    svg,
+    block,
+    q => block.low[q],
+    q => block.high[q],
+    Y,
+    { fill: stroke, opacity: 0.16, class: "band" },
+  );
   curve(svg, block, value, Y, { stroke, "stroke-width": 2, class: "median" });
   return [{ y: Y(lastDefined(block.at.length, value)), text: `${name} median`.trim(), fill: stroke }];
 }
@@ -40,9 +59,19 @@ function drawBand(svg, curves, Y, { stroke, name }) {
 /** Median, lowest and highest of several curves at every step at which one of them was measured. */
 export function spread(curves) {
   const at = [...new Set(curves.flatMap(one => one.at))].sort((a, b) => a - b);
-  const ranked = at.map(stepNumber => curves.map(one => between(one, stepNumber)).filter(Number.isFinite).sort((a, b) => a - b));
+  const ranked = at.map(stepNumber =>
+    curves
+      .map(one => between(one, stepNumber))
+      .filter(Number.isFinite)
+      .sort((a, b) => a - b),
+  );
   const median = list => (list.length ? (list[(list.length - 1) >> 1] + list[list.length >> 1]) / 2 : NaN);
-  return { at, middle: ranked.map(median), low: ranked.map(list => list[0] ?? NaN), high: ranked.map(list => list[list.length - 1] ?? NaN) };
+  return {
+    at,
+    middle: ranked.map(median),
+    low: ranked.map(list => list[0] ?? NaN),
+    high: ranked.map(list => list[list.length - 1] ?? NaN),
+  };
 }
 
 /** A curve between two of its measurements; undefined outside of them. */

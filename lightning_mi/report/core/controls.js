@@ -6,8 +6,8 @@ import { short, whole } from "./numbers.js";
 import { S, onChange, set, soon, step } from "./state.js";
 import { along, atX, fromLeft, share } from "./time.js";
 
-const FRAME = 50;                                 // milliseconds a step while playing
-const FINE = 1000;                                // positions of the slider
+const FRAME = 50; // milliseconds a step while playing
+const FINE = 1000; // positions of the slider
 
 const range = $("range");
 let playing = 0;
@@ -41,7 +41,10 @@ function moveByKey(event) {
 function pressed(event) {
   if (event.altKey || event.ctrlKey || event.metaKey || event.target.matches("input, select")) return;
   if (event.key === "ArrowLeft" || event.key === "ArrowRight") moveByKey(event);
-  if (event.key === " " && !event.target.matches("button, a")) { event.preventDefault(); togglePlay(); }
+  if (event.key === " " && !event.target.matches("button, a")) {
+    event.preventDefault();
+    togglePlay();
+  }
 }
 
 /** The slider and the words beside it, at the chosen step. */

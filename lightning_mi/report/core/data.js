@@ -27,13 +27,19 @@ const PACKED = new Set(["values", "stderr", "gap", "each", "inputs"]);
 /** Find every packed entry below a part of D and what will unpack it. */
 function unpackBelow(part, jobs) {
   for (const [key, value] of Object.entries(part)) {
-    if (PACKED.has(key) && isPacked(value)) jobs.push(unpack(value).then(found => { part[key] = found; }));
+    if (PACKED.has(key) && isPacked(value))
+      jobs.push(
+        unpack(value).then(found => {
+          part[key] = found;
+        }),
+      );
     else if (value && typeof value === "object") unpackBelow(value, jobs);
   }
   return jobs;
 }
 
-const isPacked = value => value?.z !== undefined || (Array.isArray(value) && value.every(v => v === null || typeof v === "number"));
+const isPacked = value =>
+  value?.z !== undefined || (Array.isArray(value) && value.every(v => v === null || typeof v === "number"));
 
 await Promise.all(unpackBelow(D, []));
 
@@ -42,10 +48,12 @@ export const LAST = D.steps.length - 1;
 
 /** Index of the entry of an increasing list that is nearest to a value. */
 export function nearest(list, value) {
-  let low = 0, high = list.length - 1;
+  let low = 0;
+  let high = list.length - 1;
   while (high - low > 1) {
     const middle = (low + high) >> 1;
-    if (list[middle] <= value) low = middle; else high = middle;
+    if (list[middle] <= value) low = middle;
+    else high = middle;
   }
   return Math.abs(list[low] - value) <= Math.abs(list[high] - value) ? low : high;
 }
@@ -77,7 +85,8 @@ export function headCurve(score, head) {
 /** The head with the highest defined value at the k-th step. */
 export function best(score, k) {
   let found = 0;
-  for (let j = 1; j < HEADS; j++) if ((scoreAt(score, k, j) || 0) > (scoreAt(score, k, found) || 0)) found = j;
+  for (let j = 1; j < HEADS; j++)
+    if ((scoreAt(score, k, j) || 0) > (scoreAt(score, k, found) || 0)) found = j;
   return found;
 }
 

@@ -19,13 +19,15 @@ function fill(element, attributes, children) {
  * Make an HTML element: h("b", {class: "x"}, "text").
  * @returns {any}
  */
-export const h = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
+export const h = (tag, attributes = {}, ...children) =>
+  fill(document.createElement(tag), attributes, children);
 
 /**
  * Make an SVG element.
  * @returns {any}
  */
-export const s = (tag, attributes = {}, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
+export const s = (tag, attributes = {}, ...children) =>
+  fill(document.createElementNS(SVG, tag), attributes, children);
 
 /** Say what was not measured and what would measure it, in place of a chart. */
 export function notMeasured(host, text) {
@@ -42,7 +44,10 @@ export const tip = $("tip");
  * @param {Words} words nothing hides it
  */
 export function say(event, words) {
-  if (!words) { hush(); return; }
+  if (!words) {
+    hush();
+    return;
+  }
   const [bold, plain, small] = words;
   tip.replaceChildren(h("b", {}, bold), plain ? ` ${plain}` : "", small ? h("small", {}, small) : "");
   tip.style.display = "block";
@@ -51,7 +56,9 @@ export function say(event, words) {
   tip.style.top = `${Math.max(6, event.clientY - box.height - 12)}px`;
 }
 
-export const hush = () => { tip.style.display = "none"; };
+export const hush = () => {
+  tip.style.display = "none";
+};
 
 /** Attach a tooltip to an element: `words` returns its parts, or nothing. */
 export function hint(element, words) {

@@ -5,7 +5,8 @@ import { colour, plusMinus } from "./colour.js";
 import { fmt, show } from "./numbers.js";
 
 /** The colour of a value on the one scale of the run. */
-export const inputShade = block => v => (block.signed ? plusMinus(v / block.cap) : colour("ink", v / block.cap));
+export const inputShade = block => v =>
+  block.signed ? plusMinus(v / block.cap) : colour("ink", v / block.cap);
 
 const isShare = block => block.unit === "share of the total";
 
@@ -16,13 +17,15 @@ export function inputScale(block) {
 }
 
 /** One value with its unit. */
-export const valueWords = (block, value) => (isShare(block) ? `${fmt(100 * value, 1)} % of the total` : `${fmt(value)} ${block.unit}`);
+export const valueWords = (block, value) =>
+  isShare(block) ? `${fmt(100 * value, 1)} % of the total` : `${fmt(value)} ${block.unit}`;
 export const inputWords = (block, k, q) => valueWords(block, inputAt(block, k, q));
 
 /** What is needed to read it: sign, target, gap, recipe. */
 export function inputNote(block, k) {
   const target = block.target ? ` Target: “${show(block.target)}”.` : "";
-  if (block.title === "saliency" && isShare(block)) return `size of the gradient with respect to the token's embedding, as a share of the sum over tokens.${target}`;
+  if (block.title === "saliency" && isShare(block))
+    return `size of the gradient with respect to the token's embedding, as a share of the sum over tokens.${target}`;
   if (!block.signed) return isShare(block) ? `a share of the sum over tokens.${target}` : target;
   const gap = block.gap ? ` Completeness gap ${fmt(block.gap[k], 4)}.` : "";
   return `blue supports, orange opposes.${target}${gap}${block.how ? ` ${block.how}.` : ""}`;

@@ -23,7 +23,16 @@ export function lane(host, height, label, draw, map = false) {
   if (rose) svg.append(...(map ? edgesOf(rose, height) : [bandOf(rose, height)]));
   if (D.run.state === "running" && END > D.steps[LAST]) {
     const x = X(D.steps[LAST]);
-    svg.append(s("rect", { class: "future", x, y: 0, width: Math.max(0, LEFT + plotWidth() - x), height, fill: "url(#future)" }));
+    svg.append(
+      s("rect", {
+        class: "future",
+        x,
+        y: 0,
+        width: Math.max(0, LEFT + plotWidth() - x),
+        height,
+        fill: "url(#future)",
+      }),
+    );
   }
   draw(svg);
   const cursor = s("line", { class: "cursor", y1: 0, y2: height });
@@ -31,7 +40,8 @@ export function lane(host, height, label, draw, map = false) {
   cursors.set(host, cursor);
 }
 
-const edgesOf = (rose, height) => rose.map(at => s("line", { class: "onset-edge", x1: X(at), x2: X(at), y1: 0, y2: height }));
+const edgesOf = (rose, height) =>
+  rose.map(at => s("line", { class: "onset-edge", x1: X(at), x2: X(at), y1: 0, y2: height }));
 
 /**
  * The pointer moves the cursor when pressed, and asks for words when not.
@@ -47,7 +57,8 @@ export function listen(host, words) {
   });
   host.addEventListener("pointermove", event => {
     const i = atX(place(event));
-    if (event.buttons) set({ i }); else say(event, words(i, event.clientY - host.getBoundingClientRect().top));
+    if (event.buttons) set({ i });
+    else say(event, words(i, event.clientY - host.getBoundingClientRect().top));
   });
   host.addEventListener("pointerleave", hush);
 }
@@ -56,7 +67,10 @@ export function listen(host, words) {
 export function moveCursors() {
   const x = X(step());
   for (const [host, cursor] of cursors) {
-    if (!cursor.isConnected) { cursors.delete(host); continue; }
+    if (!cursor.isConnected) {
+      cursors.delete(host);
+      continue;
+    }
     cursor.setAttribute("x1", x);
     cursor.setAttribute("x2", x);
   }
@@ -74,12 +88,18 @@ export function yAxis(svg, values, Y) {
 
 /** A curve over a block's own steps; an undefined value leaves a gap, a lone one is a dot. */
 export function curve(svg, block, value, Y, style) {
-  let path = "", drawn = false;
+  let path = "";
+  let drawn = false;
   const defined = k => Number.isFinite(value(k));
   block.at.forEach((stepNumber, k) => {
-    if (!defined(k)) { drawn = false; return; }
-    const x = X(stepNumber), y = Y(value(k));
-    if (!drawn && !(k + 1 < block.at.length && defined(k + 1))) svg.append(s("circle", { class: "dot", cx: x, cy: y, r: 2.6, fill: style.stroke }));
+    if (!defined(k)) {
+      drawn = false;
+      return;
+    }
+    const x = X(stepNumber);
+    const y = Y(value(k));
+    if (!drawn && !(k + 1 < block.at.length && defined(k + 1)))
+      svg.append(s("circle", { class: "dot", cx: x, cy: y, r: 2.6, fill: style.stroke }));
     path += `${drawn ? "L" : "M"}${x.toFixed(1)},${y.toFixed(1)}`;
     drawn = true;
   });
@@ -92,10 +112,15 @@ export function area(svg, block, low, high, Y, style) {
   const kept = block.at.map((_, k) => k).filter(k => Number.isFinite(low(k)) && Number.isFinite(high(k)));
   const back = [...kept].reverse();
   if (kept.length < 2) return;
-  svg.append(s("path", { d: `M${kept.map(k => point(k, high)).join("L")}L${back.map(k => point(k, low)).join("L")}Z`, ...style }));
+  svg.append(
+    s("path", {
+      d: `M${kept.map(k => point(k, high)).join("L")}L${back.map(k => point(k, low)).join("L")}Z`,
+      ...style,
+    }),
+  );
 }
 
-const LINE = 13;                                  // height of a label
+const LINE = 13; // height of a label
 
 /**
  * Labels at the ends of lines, pushed apart; those that find no room are left out.
@@ -104,18 +129,40 @@ const LINE = 13;                                  // height of a label
  * @param {number} height of the lane
  */
 export function endLabels(svg, labels, height) {
-  const room = Math.floor(height / LINE), kept = labels.filter(label => Number.isFinite(label.y)).slice(0, room).sort((a, b) => a.y - b.y);
-  kept.forEach((label, k) => { if (k) label.y = Math.max(label.y, kept[k - 1].y + LINE); });
+  const room = Math.floor(height / LINE);
+  const kept = labels
+    .filter(label => Number.isFinite(label.y))
+    .slice(0, room)
+    .sort((a, b) => a.y - b.y);
+  kept.forEach((label, k) => {
+    if (k) label.y = Math.max(label.y, kept[k - 1].y + LINE);
+  });
   let limit = height - 2;
   for (let k = kept.length - 1; k >= 0; k--, limit -= LINE) kept[k].y = Math.min(kept[k].y, limit);
   for (const { y, text, fill, plain, pick } of kept) {
-    svg.append(s("text", {
-      class: `${plain ? "" : "label"} ${pick ? "link" : ""}`, x: LEFT + plotWidth() + 8, y: y + 4,
-      style: `fill:${fill}`, ...(pick ? { onclick: pick } : {}),
-    }, text));
+    svg.append(
+      s(
+        "text",
+        {
+          class: `${plain ? "" : "label"} ${pick ? "link" : ""}`,
+          x: LEFT + plotWidth() + 8,
+          y: y + 4,
+          style: `fill:${fill}`,
+          ...(pick ? { onclick: pick } : {}),
+        },
+        text,
+      ),
+    );
   }
 }
 
 /** A scale: its low end, its colours, its high end. */
 export const scaleOf = (low, gradient, high) =>
-  h("span", { class: "scale" }, low, " ", h("span", { class: "ramp", style: `background:${gradient}` }), ` ${high}`);
+  h(
+    "span",
+    { class: "scale" },
+    low,
+    " ",
+    h("span", { class: "ramp", style: `background:${gradient}` }),
+    ` ${high}`,
+  );

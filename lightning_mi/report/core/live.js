@@ -4,11 +4,18 @@ import { D } from "./data.js";
 import { tip } from "./dom.js";
 import { isPlaying } from "./controls.js";
 
-const EVERY = 10_000, ALONE = 20_000;             // milliseconds
+const EVERY = 10_000;
+const ALONE = 20_000; // milliseconds
 let touched = -ALONE;
 
 for (const kind of ["pointerdown", "keydown", "wheel"]) {
-  addEventListener(kind, () => { touched = Date.now(); }, { passive: true, capture: true });
+  addEventListener(
+    kind,
+    () => {
+      touched = Date.now();
+    },
+    { passive: true, capture: true },
+  );
 }
 
 function mayReload() {
@@ -21,7 +28,11 @@ export function follow() {
   if (D.run.state !== "running") return;
   setInterval(() => {
     if (!mayReload()) return;
-    try { sessionStorage.setItem("place", String(scrollY)); } catch { /* no storage for files in some browsers */ }
+    try {
+      sessionStorage.setItem("place", String(scrollY));
+    } catch {
+      /* no storage for files in some browsers */
+    }
     location.reload();
   }, EVERY);
 }
@@ -32,5 +43,7 @@ export function restorePlace() {
     const place = sessionStorage.getItem("place");
     sessionStorage.removeItem("place");
     if (place !== null) scrollTo(0, +place);
-  } catch { /* as above */ }
+  } catch {
+    /* as above */
+  }
 }

@@ -18,12 +18,17 @@ import { END, LEFT, drawAxis, measureWidth } from "./time.js";
 function drawHeader() {
   $("name").textContent = D.run.name;
   $("facts").textContent = D.run.facts;
-  $("state").textContent = D.run.state === "running" ? `running, step ${whole(D.run.last)} of ${whole(END)}` : D.run.state;
+  $("state").textContent =
+    D.run.state === "running" ? `running, step ${whole(D.run.last)} of ${whole(END)}` : D.run.state;
   $("state").classList.add(D.run.state);
   $("foot").textContent = D.run.foot;
-  $("undrawn").textContent = D.undrawn.length ? `Also in the run folder: ${grouped(D.undrawn).join(", ")}` : "";
+  $("undrawn").textContent = D.undrawn.length
+    ? `Also in the run folder: ${grouped(D.undrawn).join(", ")}`
+    : "";
   $("runs").hidden = !comparing;
-  $("runs").replaceChildren(...(D.runs ?? []).map((run, k) => h("li", {}, h("b", {}, letterOf(k)), ` ${run.label}`)));
+  $("runs").replaceChildren(
+    ...(D.runs ?? []).map((run, k) => h("li", {}, h("b", {}, letterOf(k)), ` ${run.label}`)),
+  );
 }
 
 function drawVerdict() {
@@ -32,8 +37,17 @@ function drawVerdict() {
   $("headline").dataset.state = D.headline.state;
   $("because").textContent = D.headline.text;
   $("answers").style.setProperty("--answers", D.short.length);
-  $("answers").replaceChildren(...D.short.map(one => h("a", { href: `#${one.at}`, "data-to": one.at },
-    h("div", { class: "q" }, one.question), h("div", { class: "a" }, one.answer), h("div", { class: "n" }, one.note))));
+  $("answers").replaceChildren(
+    ...D.short.map(one =>
+      h(
+        "a",
+        { href: `#${one.at}`, "data-to": one.at },
+        h("div", { class: "q" }, one.question),
+        h("div", { class: "a" }, one.answer),
+        h("div", { class: "n" }, one.note),
+      ),
+    ),
+  );
 }
 
 /** Names of records by measurement: "m/a, m/b" is "m (a, b)". */
@@ -43,7 +57,9 @@ function grouped(names) {
     const [first, ...rest] = name.split("/");
     groups.set(first, [...(groups.get(first) ?? []), rest.join("/")]);
   }
-  return [...groups].map(([first, parts]) => (parts.length > 1 ? `${first} (${parts.join(", ")})` : `${first}/${parts[0]}`));
+  return [...groups].map(([first, parts]) =>
+    parts.length > 1 ? `${first} (${parts.join(", ")})` : `${first}/${parts[0]}`,
+  );
 }
 
 /** The answers lead to their charts without losing the view in the address. */
@@ -51,7 +67,8 @@ function follows(event) {
   const link = event.target.closest("a");
   if (!link) return;
   event.preventDefault();
-  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches, target = $(link.dataset.to);
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const target = $(link.dataset.to);
   target.scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "start" });
   target.setAttribute("tabindex", "-1");
   target.focus({ preventScroll: true });
@@ -106,15 +123,23 @@ buildCards();
 listenToControls();
 listenForCopies();
 listenToPrinter();
-onChange(changed => { if (movesAxis(changed)) redraw(); else moveCursors(); });
+onChange(changed => {
+  if (movesAxis(changed)) redraw();
+  else moveCursors();
+});
 $("answers").addEventListener("click", follows);
 $("theme").addEventListener("click", switchTheme);
-addEventListener("hashchange", () => { readLink(); redraw(); });
+addEventListener("hashchange", () => {
+  readLink();
+  redraw();
+});
 redraw();
 closeGaps();
 if (measureWidth()) redraw();
 restorePlace();
 follow();
-new ResizeObserver(() => { if (measureWidth()) redraw(); }).observe($("axis"));
+new ResizeObserver(() => {
+  if (measureWidth()) redraw();
+}).observe($("axis"));
 document.documentElement.dataset.drawn = String(Math.round(performance.now()));
-document.documentElement.dataset.ready = "yes";     // all is drawn: a screenshot may be taken
+document.documentElement.dataset.ready = "yes"; // all is drawn: a screenshot may be taken

@@ -6,7 +6,8 @@ import { show, significant } from "./numbers.js";
 import { S, set, step } from "./state.js";
 
 /** The panel of a measurement that is drawn. */
-export const chosenPanel = group => group.arrays.find(one => one.what === S.panel[group.measurement]) ?? group.arrays[0];
+export const chosenPanel = group =>
+  group.arrays.find(one => one.what === S.panel[group.measurement]) ?? group.arrays[0];
 
 /** Remember a choice of a panel, in the address too. */
 export const choose = (key, value) => set({ panel: { ...S.panel, [key]: String(value) } });
@@ -32,11 +33,17 @@ export const placeLabel = (block, axis, n) => block.labels[axis]?.[n] ?? String(
 
 /** The whole name of an entry: L1H3, a→b, or the names along all axes. */
 export function entryName(block, entry) {
-  const place = placeOf(block, entry), axes = block.axes;
-  const layer = axes.indexOf("layer"), head = axes.indexOf("head"), rest = axes.map((_, a) => a).filter(a => a !== layer && a !== head);
+  const place = placeOf(block, entry);
+  const axes = block.axes;
+  const layer = axes.indexOf("layer");
+  const head = axes.indexOf("head");
+  const rest = axes.map((_, a) => a).filter(a => a !== layer && a !== head);
   const bare = layer >= 0 && head >= 0 && !block.labels.head && !block.labels.layer;
-  if (axes.join() === "writer,reader") return `${labelOf(block, "writer", place[0])} → ${labelOf(block, "reader", place[1])}`;
-  const names = bare ? [`L${place[layer]}H${place[head]}`, ...rest.map(a => labelOf(block, axes[a], place[a]))] : place.map((n, a) => labelOf(block, axes[a], n));
+  if (axes.join() === "writer,reader")
+    return `${labelOf(block, "writer", place[0])} → ${labelOf(block, "reader", place[1])}`;
+  const names = bare
+    ? [`L${place[layer]}H${place[head]}`, ...rest.map(a => labelOf(block, axes[a], place[a]))]
+    : place.map((n, a) => labelOf(block, axes[a], n));
   return names.map(name => show(name, 40)).join(" · ");
 }
 
@@ -48,7 +55,10 @@ export function entryShort(block, entry) {
 }
 
 /** What such places count. */
-export const countedBy = block => (entryShort(block, sizeOf(block) - 1) === entryName(block, sizeOf(block) - 1) ? "" : `, named by ${block.axes.join(", ").replaceAll("_", " ")}`);
+export const countedBy = block =>
+  entryShort(block, sizeOf(block) - 1) === entryName(block, sizeOf(block) - 1)
+    ? ""
+    : `, named by ${block.axes.join(", ").replaceAll("_", " ")}`;
 
 /** Index of the step of a block that is shown. */
 export const stepOf = block => nearest(block.at, step());
@@ -63,13 +73,16 @@ export function panelShade(block, value) {
 
 /** The ends of that scale in words. */
 export function panelScale(block) {
-  const end = significant(block.cap, 2), from = block.null ? `${significant(block.null, 2)} ± ` : block.signed ? "±" : "0 to ";
+  const end = significant(block.cap, 2);
+  const from = block.null ? `${significant(block.null, 2)} ± ` : block.signed ? "±" : "0 to ";
   return `${from}${end}${block.unit ? ` ${block.unit}` : ""}`;
 }
 
 /** Value, unit and meaning of an entry, for a tooltip. */
 export const panelWords = (block, k, entry) => [
-  entryName(block, entry), `${significant(entryAt(block, k, entry))} ${block.unit} at step ${block.at[k].toLocaleString("en")}`, block.says || block.title,
+  entryName(block, entry),
+  `${significant(entryAt(block, k, entry))} ${block.unit} at step ${block.at[k].toLocaleString("en")}`,
+  block.says || block.title,
 ];
 
 const ranked = new WeakMap();
@@ -77,7 +90,8 @@ const ranked = new WeakMap();
 /** Entries by their largest distance from the null over the run, largest first; computed once. */
 export function byPeak(block) {
   if (ranked.has(block)) return ranked.get(block);
-  const size = sizeOf(block), peak = new Float32Array(size).fill(-1);
+  const size = sizeOf(block);
+  const peak = new Float32Array(size).fill(-1);
   for (let k = 0, at = 0; k < block.at.length; k++) {
     for (let entry = 0; entry < size; entry++, at++) {
       const far = Math.abs(block.values[at] - block.null);
@@ -90,5 +104,5 @@ export function byPeak(block) {
 }
 
 /** Every step at which a panel was measured is drawn, unless there were too many numbers. */
-export const thinnedWords = block => (block.measured > block.at.length ? `; ${block.at.length} of ${block.measured} steps` : "");
-
+export const thinnedWords = block =>
+  block.measured > block.at.length ? `; ${block.at.length} of ${block.measured} steps` : "";

@@ -8,10 +8,14 @@ import { S } from "./state.js";
 /** Right margin of the plots: labels of lines. */
 export const RIGHT = 112;
 
-const NARROW = 62, BROAD = 132;
+const NARROW = 62;
+const BROAD = 132;
 
 /** Left margin, the same for all: names of heads and tokens are short, those of features and edges are not. */
-export const LEFT = (Object.keys(D.tables).length && !D.prompt) || D.panels.some(group => group.arrays.some(named)) ? BROAD : NARROW;
+export const LEFT =
+  (Object.keys(D.tables).length && !D.prompt) || D.panels.some(group => group.arrays.some(named))
+    ? BROAD
+    : NARROW;
 
 /** Whether a panel has names of its own. */
 function named(block) {
@@ -32,7 +36,7 @@ export function measureWidth() {
 
 /** Where the axis ends: the end of training as planned, or the last step of any of the runs. */
 export const END = Math.max(D.run.max_steps, ...(D.runs ?? []).map(run => run.last), D.steps[LAST]) || 1;
-const FIRST = D.steps.find(v => v > 0) || 1;      // the log axis begins at the first step measured
+const FIRST = D.steps.find(v => v > 0) || 1; // the log axis begins at the first step measured
 
 /** Position on the axis before scaling: steps, or the tokens seen by then. */
 export function along(stepNumber) {
@@ -46,7 +50,8 @@ export function along(stepNumber) {
 
 /** 0 to 1 along the axis. */
 export function share(value) {
-  const end = along(END), first = along(FIRST) || 1;
+  const end = along(END);
+  const first = along(FIRST) || 1;
   return S.log ? Math.log1p(value / first) / Math.log1p(end / first) : value / end;
 }
 
@@ -56,10 +61,14 @@ export const X = stepNumber => fromLeft(share(along(stepNumber)));
 
 /** Index of the measured step nearest to a place on the screen. */
 export function atX(pixels) {
-  let found = 0, distance = Infinity;
+  let found = 0;
+  let distance = Infinity;
   for (let i = 0; i <= LAST; i++) {
     const d = Math.abs(X(D.steps[i]) - pixels);
-    if (d < distance) { found = i; distance = d; }
+    if (d < distance) {
+      found = i;
+      distance = d;
+    }
   }
   return found;
 }
@@ -67,7 +76,8 @@ export function atX(pixels) {
 function timeTicks() {
   const end = along(END);
   if (!S.log) return ticks(0, end, 5).filter(Number.isInteger);
-  const first = along(FIRST), found = [0];
+  const first = along(FIRST);
+  const found = [0];
   for (let power = 1; power <= end; power *= 10) {
     for (const v of [power, 3 * power]) if (v >= first && v <= end) found.push(v);
   }
@@ -76,12 +86,13 @@ function timeTicks() {
 
 /** The steps between which induction formed, in one run or from the first to the last of several. */
 export function onsetInterval() {
-  return D.headline.state === "formed" ? D.headline.interval ?? null : null;
+  return D.headline.state === "formed" ? (D.headline.interval ?? null) : null;
 }
 
 /** Draw the axis under the slider. */
 export function drawAxis() {
-  const height = 36, svg = s("svg", { width: W, height, "aria-hidden": "true" });
+  const height = 36;
+  const svg = s("svg", { width: W, height, "aria-hidden": "true" });
   $("axis").replaceChildren(svg);
   $("range").style.cssText = `margin-left:${LEFT - 8}px;width:${plotWidth() + 16}px`;
   const rose = onsetInterval();
@@ -97,15 +108,27 @@ export function drawAxis() {
 function bandLabel([low, high]) {
   const words = `induction forms, step ${low === high ? whole(low) : `${whole(low)} to ${whole(high)}`}`;
   const left = X(high) + 196 > W;
-  return s("text", {
-    class: "label", x: left ? X(low) - 6 : X(high) + 6, y: 32,
-    "text-anchor": left ? "end" : "start", style: "fill:var(--induction)",
-  }, words);
+  return s(
+    "text",
+    {
+      class: "label",
+      x: left ? X(low) - 6 : X(high) + 6,
+      y: 32,
+      "text-anchor": left ? "end" : "start",
+      style: "fill:var(--induction)",
+    },
+    words,
+  );
 }
 
 /** The onset as a band through a plot. */
 export function bandOf([low, high], height) {
   return s("rect", {
-    class: "onset", x: X(low), y: 0, width: Math.max(2, X(high) - X(low)), height, fill: "var(--band)",
+    class: "onset",
+    x: X(low),
+    y: 0,
+    width: Math.max(2, X(high) - X(low)),
+    height,
+    fill: "var(--band)",
   });
 }
