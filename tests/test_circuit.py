@@ -31,6 +31,7 @@ from lightning_mi.circuits.causal.bench import on_bench
 from lightning_mi.circuits.causal.controls import random_circuits, shuffled
 from lightning_mi.circuits.causal.curves import FRACTIONS, areas
 from lightning_mi.circuits.causal.estimates import Draws
+from lightning_mi.sinks.keys import plan
 
 INDUCTION = {"embed->L0H0.v", "L0H0->L1H0.k", "L1H0->logits"}
 
@@ -315,6 +316,17 @@ def test_a_scorecard_is_panels_and_a_table() -> None:
     assert reading["circuit"].convention["writers"] == [e.writer for e in circuit.edges]
     assert "L1H0" in reading["circuit"].convention["sentences"]
     assert reading["marginals"].axes == ("writer",)
+    wiring = reading["wiring"]
+    assert wiring.axes == ("writer", "reader")
+    assert int(wiring.values.isfinite().sum()) == 3
+    assert "L1H0 (copying, induction) reads L0H0 by its keys" in wiring.convention["what"]
+    records = [mi.Record(f"scorecard/{name}", panel) for name, panel in reading.items()]
+    shown = plan(records)
+    assert not shown.pictures
+    assert set(shown.scalars) - {"mi/step", "mi/nonfinite"} == {
+        f"mi_scorecard/{name}"
+        for name in "faithfulness rest incompleteness edges cpr cmd beyond_random".split()
+    }
     html = card.html()
     assert html.count("<path") == 3
     assert "8 of them it was found on, too" in html

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +12,16 @@ from .estimates import Estimate
 from .wording import rows
 
 if TYPE_CHECKING:
+    from .circuit import Circuit
     from .scorecard import Scorecard
 
 __all__ = ["panels"]
+
+REPORTED = {"ranks": 0}
+"""Display of what the report draws and loggers leave out."""
+
+TOLD = 12
+"""Most nodes that the report has a sentence about."""
 
 
 def panels(card: Scorecard) -> dict[str, Panel]:
@@ -23,7 +31,7 @@ def panels(card: Scorecard) -> dict[str, Panel]:
         card: The scorecard.
 
     Returns:
-        Short names to panels. Five scalars are shown by loggers; the others are only recorded.
+        Short names to panels. Loggers show seven scalars; the report also the rest.
     """
     about = {**card.convention, "null": 0.0}
     if card.reason is not None:
@@ -46,20 +54,19 @@ def panels(card: Scorecard) -> dict[str, Panel]:
         "beyond_shuffled": controls.beyond_shuffled,
         "beyond_untrained": controls.beyond_untrained,
     }
-    shown = {"beyond_random"}
     for name, e in others.items():
         if e is not None:
-            made[name] = _number(e, about, name if name in shown else None)
+            made[name] = _number(e, about, name if name == "beyond_random" else None)
     if controls.random:
         every = list(controls.random)
-        made["random"] = scalar(max(every), "share", **about, all=every, display={})
+        made["random"] = scalar(max(every), "share", **about, all=every, display=REPORTED)
     return {**made, **_curve(card, about), **_parts(card, about)}
 
 
 def _number(
     e: Estimate, about: dict[str, Any], shown: str | None = None, unit: str = "share", **more: Any
 ) -> Panel:
-    display = {"scalar": shown} if shown else {}
+    display = {"scalar": shown} if shown else REPORTED
     return scalar(e.value, unit, **about, low=e.low, high=e.high, display=display, **more)
 
 
@@ -80,21 +87,20 @@ def _curve(card: Scorecard, about: dict[str, Any]) -> dict[str, Panel]:
         "sizes": list(curve.sizes),
         "signed": list(curve.signed),
         "absolute": list(curve.absolute),
-        "display": {},
     }
     made = {}
     for name, value, spread, best in (
         ("cpr", curve.cpr, curve.cpr_interval, 0.999),
         ("cmd", curve.cmd, curve.cmd_interval, 0.0),
     ):
-        made[name] = scalar(value, "1", **said, low=spread[0], high=spread[1], best=best)
+        more = {"low": spread[0], "high": spread[1], "best": best, "display": {"scalar": name}}
+        made[name] = scalar(value, "1", **said, **more)
     return made
 
 
 def _parts(card: Scorecard, about: dict[str, Any]) -> dict[str, Panel]:
     """Return the parts: what is lost without each node, and the edges."""
     made = {}
-    quiet = {**about, "display": {}}
     if card.marginals:
         lost = list(card.marginals.values())
         made["marginals"] = Panel(
@@ -103,8 +109,9 @@ def _parts(card: Scorecard, about: dict[str, Any]) -> dict[str, Panel]:
             {"writer": list(card.marginals)},
             "share",
             {
-                **quiet,
-                "what": "lost without a node; beside another one where that is more",
+                **about,
+                "what": "lost without a node",
+                "display": REPORTED,
                 "low": [m.alone.low for m in lost],
                 "high": [m.alone.high for m in lost],
                 "most": [m.most.value for m in lost],
@@ -113,13 +120,37 @@ def _parts(card: Scorecard, about: dict[str, Any]) -> dict[str, Panel]:
         )
     if card.circuit is not None and card.edges:
         own = card.circuit.panel()
-        links = {name: str(link) for name, link in card.links.items()}
-        said = {
-            "rows": [list(row) for row in rows(card)],
-            "sentences": dict(card.sentences),
-            "roles": {n: list(r) for n, r in card.roles.items()},
-            "links": links,
-        }
-        convention = {**quiet, **own.convention, **said}
-        made["circuit"] = Panel(own.values, own.axes, own.coords, own.unit, convention)
+        made["circuit"] = Panel(
+            own.values,
+            own.axes,
+            own.coords,
+            own.unit,
+            {**about, **own.convention, **_words(card), "display": {}},
+        )
+        made["wiring"] = _wiring(card, card.circuit, about)
     return made
+
+
+def _words(card: Scorecard) -> dict[str, Any]:
+    return {
+        "rows": [list(row) for row in rows(card)],
+        "sentences": dict(card.sentences),
+        "roles": {n: list(r) for n, r in card.roles.items()},
+        "links": {name: str(link) for name, link in card.links.items()},
+    }
+
+
+def _wiring(card: Scorecard, circuit: Circuit, about: dict[str, Any]) -> Panel:
+    """Return the circuit as a matrix, which has the same shape at each step whatever its edges."""
+    graph = circuit.graph
+    values = torch.full((len(graph.writers), len(graph.readers)), math.nan)
+    for edge in circuit.edges:
+        values[graph.index(edge)] = circuit.weights.get(edge, 1.0)
+    said = list(card.sentences.values())
+    more = [f"And {len(said) - TOLD} more nodes."] if len(said) > TOLD else []
+    what = " ".join(
+        [f"{len(circuit)} edges of a circuit, other places empty.", *said[:TOLD], *more]
+    )
+    labels = {"writer": list(graph.writers), "reader": list(graph.readers)}
+    convention = {**about, "what": what, "display": REPORTED}
+    return Panel(values, ("writer", "reader"), labels, "metric", convention)
