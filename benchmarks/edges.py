@@ -20,17 +20,19 @@ PLAIN, FIVE, NODES, SPARE = (
     "bare EAP-IG 5 steps, nodes",
 )
 PAIRS, LENGTH, STEPS = 4, 16, 5
+DEEP = {layers: f"ours, all edges, EAP-IG 5 steps, {layers} layers 192 wide" for layers in (12, 48)}
+"""Four times the layers have four times the activations of a pass, and sixteen times the edges."""
 
 
-def made() -> tuple[Any, Any]:
-    """Return the model and prompts."""
+def made(layers: int = 12, width: int = 768) -> tuple[Any, Any]:
+    """Return a model of twelve heads a layer and prompts."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     import lightning_mi as mi
 
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config()).eval().requires_grad_(False)
+    model = GPT2LMHeadModel(GPT2Config(n_layer=layers, n_embd=width)).eval().requires_grad_(False)
     clean = torch.randint(0, 50_257, (PAIRS, LENGTH))
     corrupted = clean.clone()
     corrupted[:, 6:9] = torch.randint(0, 50_257, (PAIRS, 3))
@@ -78,14 +80,14 @@ def bare(steps: int) -> Case:
     return setup
 
 
-def ours(steps: int) -> Case:
+def ours(steps: int, layers: int = 12, width: int = 768) -> Case:
     """Return scores of all edges."""
 
     def setup() -> Callable[[], Any]:
         from lightning_mi.anatomy import Anatomy
         from lightning_mi.circuits import edge_attribution
 
-        model, b = made()
+        model, b = made(layers, width)
         anatomy = Anatomy.of(model, b.clean)
         return lambda: edge_attribution(model, b, steps=steps, anatomy=anatomy)
 
@@ -114,9 +116,11 @@ def facts(result: Any) -> dict[str, Any]:
 
 CASES: dict[str, Case] = {LIMIT: bare(1), SPARE: bare(STEPS), PLAIN: ours(0), FIVE: ours(STEPS)}
 CASES[NODES] = nodes(STEPS)
+CASES |= {name: ours(STEPS, layers, 192) for layers, name in DEEP.items()}
 
 
 PROMISES = [Promise(NODES, LIMIT, 3.2), Promise(FIVE, LIMIT, 4.5)]
+PROMISES.append(Promise(DEEP[48], DEEP[12], 4.5, "megabytes"))
 
 
 def main() -> None:
