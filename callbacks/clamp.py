@@ -12,11 +12,12 @@ from torch import Tensor
 from ..circuits.causal.interventions import Prepared, prepare
 from ..circuits.causal.places import At
 from ..circuits.causal.values import Value, mean, value, zero
-from ..errors import ArgumentError
+from ..errors import ArgumentError, LightningMIError
 from ..nodes import MLP, Head, Reader, parse
 from ..task import Task
-from ._base import Callback, LightningModule, Trainer
+from ._base import Callback, LightningModule, Trainer, class_names
 from ._facts import say
+from .monitor import SHARDED
 
 __all__ = ["ClampHeads"]
 
@@ -36,7 +37,7 @@ class ClampHeads(Callback):
 
     The value is taken once, when the window opens, and kept. Under ``torch.compile`` the model
     runs uncompiled inside the window. Dropout of attention weights is not drawn for a head whose
-    query, key, value or pattern is held. Strategies that shard the weights are not supported.
+    query, key, value or pattern is held. Strategies that shard the weights are refused.
 
     Args:
         heads: Which, by printed name (``"L0H3"``, ``"L1H2.q"``, ``"MLP0"``) or as nodes; `At`
@@ -119,6 +120,24 @@ class ClampHeads(Callback):
             True inside.
         """
         return self.start <= step and (self.stop is None or step < self.stop)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot be clamped.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Not used.
+            stage: Not used.
+
+        Raises:
+            LightningMIError: If the strategy shards the model.
+        """
+        sharded = class_names(trainer.strategy) & SHARDED
+        if sharded:
+            raise LightningMIError(
+                f"strategy: expected a strategy that keeps the whole model in each process, got "
+                f"{sharded.pop()}. Train with ddp to clamp heads."
+            )
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

@@ -274,10 +274,20 @@ class Reader(pl.LightningModule):
         return self.classify((self.norm(x) * weights[..., None]).sum(1))
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return the mean cross-entropy."""
-        loss = F.cross_entropy(self._logits(batch), batch["labels"])
+        """Return the mean cross-entropy of texts of which some words are blank."""
+        blank = {**batch, "input_ids": self.blanked(batch["input_ids"])}
+        loss = F.cross_entropy(self._logits(blank), batch["labels"])
         self.log("loss", loss, prog_bar=True)
         return loss
+
+    def blanked(self, ids: Tensor) -> Tensor:
+        """Leave out words, in some texts few and in some nearly all.
+
+        A blank has the zero vector, and attention goes on to see its place. So the model learns
+        that blanks say nothing: they are what explanations compare words with.
+        """
+        share = torch.rand(len(ids), 1, device=ids.device).square()
+        return ids.masked_fill(torch.rand(ids.shape, device=ids.device) < share, PAD)
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:
         """Log the share of texts that are read right."""

@@ -236,6 +236,26 @@ def test_the_model_stays_as_it_was_even_if_the_metric_raises() -> None:
         assert p.grad is None
 
 
+def test_compiled_and_checkpointed_models_give_the_same() -> None:
+    model, pair = linear()
+    found = attribution_patching(model, pair, verify=0).values
+    compiled = torch.compile(model, backend="eager")
+    assert torch.allclose(attribution_patching(compiled, pair, verify=0).values, found, atol=1e-6)
+
+    class Again(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = torch.utils.checkpoint.checkpoint(self.inner, x, use_reentrant=False)
+            return out
+
+    model.blocks = nn.ModuleList(Again(block) for block in model.blocks)
+    again = attribution_patching(model, pair, verify=0).values
+    assert torch.allclose(again, found, atol=1e-5)
+
+
 def test_both_run_as_measurements() -> None:
     model, pair = linear()
     found = {

@@ -16,7 +16,7 @@ from lightning_mi import Context, Panel, Run
 from lightning_mi.attention import tap
 from lightning_mi.callbacks import ClampHeads, MeasurementMonitor
 from lightning_mi.circuits import At, zero
-from lightning_mi.errors import ArgumentError
+from lightning_mi.errors import ArgumentError, LightningMIError
 from lightning_mi.nodes import Head
 
 PACKAGES = ["pytorch_lightning", "lightning.pytorch"]
@@ -170,6 +170,17 @@ def test_an_exception_lets_go(tmp_path: Any) -> None:
     left = [m for m in model.modules() if (m._forward_hooks or m._forward_pre_hooks)]
     assert left == own
     assert bool((model(torch.randint(17, (2, 10)))).isfinite().all())
+
+
+def test_a_sharded_strategy_is_refused() -> None:
+    class FSDPStrategy:
+        """Only its name matters."""
+
+    class Sharded:
+        strategy = FSDPStrategy()
+
+    with pytest.raises(LightningMIError, match="got FSDPStrategy"):
+        ClampHeads(["L0H0"]).setup(Sharded(), language_model(), "fit")  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_meant_is_refused(tmp_path: Any) -> None:

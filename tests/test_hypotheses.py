@@ -362,6 +362,9 @@ def test_positions_and_patterns_that_there_are_not_are_refused() -> None:
 def test_lines_print_what_was_stated_and_found() -> None:
     line = Line("connection", "b", "key", "claim", 0.5, 0.3, 0.4, 0.6, 0.1, True, ("L0H0",))
     assert str(line) == "yes  b: claim (L0H0): 0.500 [0.400, 0.600], null 0.100"
+    many = dataclasses.replace(line, components=tuple(f"L0H{i}" for i in range(10)))
+    assert "L0H6, L0H7 and 2 more)" in str(many)
+    assert len(many.panel().convention["components"]) == 10
     nothing = Line("connection", "b", "key", "claim", math.nan, reason="why", holds=False)
     assert str(nothing) == " no  b: claim: undefined: why"
 

@@ -77,3 +77,94 @@ def test_patching_gives_the_values_of_transformer_lens(
     assert about["clean"] == pytest.approx(float(peer["metric_clean"]), abs=1e-5)
     metric = found.values * (about["clean"] - about["corrupted"]) + about["corrupted"]
     assert torch.allclose(metric, torch.tensor(peer[name]), atol=2e-6)
+
+
+def tiny(family: str) -> nn.Module:
+    """Return a tiny model of a family, with random weights."""
+    import transformers as hf
+
+    torch.manual_seed(0)
+    common: dict[str, Any] = {
+        "vocab_size": 31,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
+    }
+    if family == "neox":
+        config: Any = hf.GPTNeoXConfig(**common, use_parallel_residual=True)
+    elif family == "gemma":
+        config = hf.Gemma2Config(
+            **common,
+            num_key_value_heads=2,
+            head_dim=4,
+            attn_logit_softcapping=3.0,
+            final_logit_softcapping=5.0,
+            query_pre_attn_scalar=4,
+            sliding_window=4,
+            attn_implementation="eager",
+        )
+    else:
+        config = hf.Qwen2Config(**common, num_key_value_heads=1)
+    model: nn.Module = hf.AutoModelForCausalLM.from_config(config).eval()
+    return model
+
+
+def slices(family: str, model: nn.Module, what: str, head: int) -> tuple[list[nn.Module], slice]:
+    """Return for each layer the module that makes it, and which of its outputs are meant."""
+    body: Any = model.gpt_neox if family == "neox" else model.model
+    if family == "neox":
+        start = head * 12 + "qkv".index(what) * 4
+        modules = [layer.attention.query_key_value for layer in body.layers]
+        return modules, slice(start, start + 4)
+    return [getattr(layer.self_attn, f"{what}_proj") for layer in body.layers], slice(
+        head * 4, head * 4 + 4
+    )
+
+
+@pytest.mark.parametrize("family", ["neox", "gemma", "qwen"])
+def test_real_architectures_are_patched_as_by_hooks_on_their_projections(family: str) -> None:
+    model = tiny(family)
+    generator = torch.Generator().manual_seed(1)
+    clean, corrupted = (torch.randint(1, 31, (2, 6), generator=generator) for _ in range(2))
+    pair = Behavior(clean, corrupted, target=LogitDifference(3, other=9))
+    anatomy = Anatomy.of(model, clean)
+    for what in ("q", "k", "v"):
+        found = activation_patching(
+            model, pair, what=what, direction="noise", anatomy=anatomy  # type: ignore[arg-type]
+        )  # fmt: skip
+        counts = {"neox": 4, "gemma": 2, "qwen": 1}[family] if what != "q" else 4
+        assert found.values.shape == (2, counts)
+        for head in {0, counts - 1}:
+            modules, where = slices(family, model, what, head)
+            for layer, module in enumerate(modules):
+                twin = by_hook(model, pair, module, where)
+                assert float(found.values[layer, head]) == pytest.approx(twin, abs=2e-3)
+
+
+def by_hook(model: nn.Module, pair: Behavior, module: nn.Module, where: slice) -> float:
+    """Return the share under noising when part of a module's output is exchanged by a hook."""
+    kept: list[torch.Tensor] = []
+
+    def keep(m: nn.Module, args: Any, output: torch.Tensor) -> None:
+        kept.append(output.clone())
+
+    def put(m: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        output = output.clone()
+        output[..., where] = kept[0][..., where]
+        return output
+
+    with torch.no_grad():
+        handle = module.register_forward_hook(keep)
+        donor = pair.metric(model(pair.corrupted).logits).mean()
+        handle.remove()
+        base = pair.metric(model(pair.clean).logits).mean()
+        handle = module.register_forward_hook(put)
+        patched = pair.metric(model(pair.clean).logits).mean()
+        handle.remove()
+    return float((patched - base) / (donor - base))

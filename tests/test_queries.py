@@ -23,6 +23,7 @@ from lightning_mi import (
     IndexedData,
     LogitDifference,
     Margin,
+    Measurement,
     NextToken,
     Panel,
     Task,
@@ -376,3 +377,42 @@ def test_influence_of_a_group_predicts_removal() -> None:
         model, Classification(), data, query=Group(groups=[[1, 5]]), **options
     )
     torch.testing.assert_close(group.values[0], single.values[[1, 5]].mean(0))
+
+
+# ------------------------------------------------------------------ from YAML
+
+
+def score_in_yaml() -> dict[str, Any]:
+    heads = {"class_path": "lightning_mi.circuits.HeadScores"}
+    return {
+        "class_path": "lightning_mi.influence.Score",
+        "init_args": {"measurement": heads, "panel": "induction"},
+        "dict_kwargs": {"layer": 1, "head": 0},
+    }
+
+
+@pytest.mark.parametrize("measurement", ["InfluenceFunction", "TracIn", "TrainingInfluence"])
+def test_a_score_from_yaml(measurement: str) -> None:
+    jsonargparse = pytest.importorskip("jsonargparse")
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--measurements", type=list[Measurement])
+    given = {
+        "class_path": f"lightning_mi.influence.{measurement}",
+        "init_args": {"query": score_in_yaml()},
+    }
+    (found,) = parser.instantiate(parser.parse_object({"measurements": [given]})).measurements
+    assert found.query == Score(HeadScores(), "induction", layer=1, head=0)
+
+
+def test_a_monitor_with_a_score_from_yaml() -> None:
+    jsonargparse = pytest.importorskip("jsonargparse")
+    from lightning_mi.callbacks import InfluenceMonitor
+
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--monitor", type=InfluenceMonitor)
+    options = {"query": score_in_yaml(), "method": "kfac", "damping": 0.1}
+    given = {"class_path": "lightning_mi.callbacks.InfluenceMonitor", "init_args": options}
+    found = parser.instantiate(parser.parse_object({"monitor": given})).monitor
+    (measurement,) = found.measurements
+    assert measurement.query == Score(HeadScores(), "induction", layer=1, head=0)
+    assert (measurement.method, measurement.damping) == ("kfac", 0.1)

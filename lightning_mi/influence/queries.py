@@ -89,7 +89,7 @@ class Question(Protocol):
         """
 
 
-QueryLike: TypeAlias = "TargetLike | Question | Sequence[Question]"
+QueryLike: TypeAlias = TargetLike | Question | Sequence[Question]
 """A target, a question, or several questions."""
 
 

@@ -47,7 +47,9 @@ def _examples(shelf: Shelf, name: str, scored: list[Record]) -> dict[str, Any]:
     total = {i: v for i, v in _scores(last).items() if np.isfinite(v)}
     by = {r.step: _scores(r) for r in scored}
     known = _known(shelf, name)
-    order = sorted(total, key=lambda i: -total[i])
+    groups = ({i, *entry.get("copies", ())} for i, entry in known.items())
+    equal = {j for group in groups for j in group - {min(group)}}
+    order = sorted((i for i in total if i not in equal), key=lambda i: -total[i])
     # Where no example has a text (images, tables), its absence is no news.
     texts = any(entry.get("text") or "shares" in entry for entry in known.values())
     high = [i for i in order if total[i] > 0][:SHOWN]
@@ -98,10 +100,16 @@ def _known(shelf: Shelf, name: str) -> dict[int, dict[str, Any]]:
             for row, i in enumerate(record.panel.coords.get("train_example", [])):
                 entry = found.setdefault(int(i), {})
                 entry["words"] = entry.get("words") or _entry(words, row)
+                entry["copies"] = entry.get("copies") or _equal(facts.get("copies", []), row)
                 entry["text"] = entry.get("text") or _entry(facts.get("texts", []), row)
                 if record.panel.axes == ("train_example", "position"):
                     entry.setdefault("shares", _shares(record, row))
     return found
+
+
+def _equal(copies: Sequence[Sequence[int]], row: int) -> list[int]:
+    """Dataset indices of examples that equal one, which stands for all of them."""
+    return list(copies[row]) if row < len(copies) else []
 
 
 def _entry(texts: Sequence[Any], row: int) -> str:

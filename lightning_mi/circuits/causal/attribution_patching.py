@@ -182,7 +182,8 @@ class _Estimates:
                 patcher.ports.find_streams(patcher.ends[0])
             patcher.donor, patcher.donor_metric = patcher.see(patcher.ends[1], None)
         keep = recording(patcher.base) if keeps else nullcontext()
-        with torch.enable_grad(), keep, self._dropping() if drops else nullcontext():
+        drop = self._dropping() if drops else nullcontext()
+        with torch.enable_grad(), keep, drop, _rooted(patcher.model):
             patcher.old, patcher.base_metric = patcher.see(
                 patcher.ends[0], patcher.sites, self._leaves()
             )
@@ -299,6 +300,27 @@ class _Estimates:
             heads = (change * weight).sum((-1, -2))
             made.append(torch.unflatten(heads, 1, (site.k.shape[1], -1)).sum(-1))
         return torch.stack(made, -1)
+
+
+@contextmanager
+def _rooted(model: nn.Module) -> Iterator[None]:
+    """Let graphs begin at embeddings.
+
+    Begun at the first part, they would begin inside a layer; a checkpointed one, which is run
+    again in the backward pass when nothing watches any more, would then be another one.
+    """
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor) or output.requires_grad:
+            return None
+        # A copy, as a model may add to it in place, which no leaf allows.
+        return output.detach().requires_grad_().clone()
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                stack.callback(module.register_forward_hook(hook).remove)
+        yield
 
 
 def detached(site: Site) -> Site:

@@ -16,7 +16,7 @@ from ...behaviors import RepeatedTokens
 from ...errors import ArgumentError
 from ...isolation import untouched
 from ...measurement import Context
-from ...record import Panel
+from ...record import Reading
 from ...task import Task
 from .entries import Entries
 from .layout import Layout
@@ -130,7 +130,7 @@ class HeadScores:
     name: str = "head_scores"
     tokens: RepeatedTokens | None = field(default_factory=RepeatedTokens)
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:

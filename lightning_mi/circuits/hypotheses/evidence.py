@@ -27,6 +27,9 @@ HEADINGS: tuple[Heading, ...] = (
     "connection",
     "characterisation",
 )
+SHOWN = 8
+"""Most parts that a line names in print; the panel names all."""
+
 VALUES = {"supported": 1.0, "partly": 0.5, "not": 0.0}
 
 
@@ -71,7 +74,9 @@ class Line:
         if not math.isnan(self.low):
             found += f" [{self.low:.3f}, {self.high:.3f}]"
         null = "" if math.isnan(self.null) else f", null {self.null:.3f}"
-        parts = f" ({', '.join(self.components)})" if self.components else ""
+        more = f" and {len(self.components) - SHOWN} more" if len(self.components) > SHOWN else ""
+        told = ", ".join(self.components[:SHOWN]) + more
+        parts = f" ({told})" if told else ""
         why = f": {self.reason}" if self.reason else ""
         return f"{mark:>3}  {self.step}: {self.claim}{parts}: {found}{null}{why}"
 
