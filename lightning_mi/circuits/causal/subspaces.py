@@ -286,7 +286,17 @@ class Exchange:
         return kept
 
     def read_by(self, reader: Reader | Logits | Tensor | None) -> Tensor | None:
-        """Return an orthonormal basis of what a reader reads of the part, or None."""
+        """Return an orthonormal basis of what a reader reads of the part, or None.
+
+        Args:
+            reader: Who reads; None for whoever reads a head's z.
+
+        Returns:
+            Shape ``[d, k]``; None where nothing is known to read the part.
+
+        Raises:
+            ArgumentError: If the weights do not fit the part.
+        """
         if reader is None and not isinstance(self.part, Head):
             return None
         W = self._weights(reader).to(self.old.device)
