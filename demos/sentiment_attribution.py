@@ -72,7 +72,7 @@ def judged(model: Reader, data: Snippets, count: int) -> list[Verdict]:
 def main() -> None:
     """Train and watch the model, judge its explanations, and say where to see them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=600, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=900, help="optimizer steps")
     parser.add_argument("--judged", type=int, default=JUDGED, help="texts judged by deletion")
     parser.add_argument("--folder", type=Path, default=Path("runs/demo-text"))
     parser.add_argument("--texts", type=Path, help="archive that holds the rated texts")

@@ -149,6 +149,16 @@ def test_without_a_registry_it_says_what_to_do(
         fetch(tmp_path)
 
 
+def test_words_are_left_blank_in_training_alone() -> None:
+    torch.manual_seed(0)
+    model, ids = Reader(50, 16), torch.randint(1, 50, (400, 16))
+    shares = (model.blanked(ids) == PAD).float().mean(1)
+    assert float(shares.min()) < 0.1 < 0.9 < float(shares.max())
+    assert float(shares.mean()) == pytest.approx(1 / 3, abs=0.05)
+    kept = model.blanked(ids)
+    assert torch.equal(kept[kept != PAD], ids[kept != PAD])
+
+
 def test_an_archive_that_is_there_is_not_fetched(tmp_path: Path) -> None:
     (tmp_path / ARCHIVE).write_bytes(b"here")
     assert fetch(tmp_path).read_bytes() == b"here"
