@@ -59,7 +59,7 @@ def rank_edit(
         >>> model = nn.Sequential(nn.Linear(3, 2))
         >>> key, wanted = torch.ones(1, 3), torch.tensor([[5.0, -1.0]])
         >>> with rank_edit(model, "0", key, wanted):
-        ...     [round(float(v), 4) for v in model(key)[0]]
+        ...     [round(v, 4) for v in model(key)[0].tolist()]
         [5.0, -1.0]
     """
     found = unwrapped(model).get_submodule(module)
