@@ -41,6 +41,7 @@ def run() -> tuple[Trained, Corpus]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The model is far")
 @pytest.mark.parametrize("solver", ["dot", "kfac", "ekfac"])
 def test_repeats_made_the_head(run: Any, solver: str) -> None:
     """Influence on the induction score, beside what would show a preference for nothing."""
