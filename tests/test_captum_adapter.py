@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from torch.nn import functional as F
 
 import lightning_mi as mi
 from lightning_mi import attribution as at
-from lightning_mi.attribution.captum_methods import choose
 from lightning_mi.errors import ArgumentError, LightningMIError, ModelError
 
 captum = pytest.importorskip("captum.attr")
@@ -491,7 +491,82 @@ def test_from_yaml() -> None:
     close(found.values, hand)
 
 
-def test_every_method_is_known() -> None:
-    runs = {"DeepLift", "GradientShap", "FeatureAblation", "KernelShap", "Lime", "LRP"}
-    for name in runs | {"GuidedBackprop", "Deconvolution"}:
-        assert choose(name, {}).name == name
+MODULES = {name: cls for name, cls in vars(captum).items() if isinstance(cls, type)}
+GENERATING = {
+    "LimeBase": "use Lime",
+    "NoiseTunnel": "goes around another method",
+    "DataLoaderAttribution": "runs over a loader",
+    "LLMAttribution": "generates text",
+    "LLMGradientAttribution": "generates text",
+    "RemoteLLMAttribution": "remote server",
+}
+
+
+class Bag(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.first = nn.Embedding(9, 4), nn.Linear(4, 5)
+        self.act, self.out = nn.ReLU(), nn.Linear(5, 3)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.out(self.act(self.first(self.words(input_ids))).mean(1))
+
+
+def attributes(cls: type) -> bool:
+    return issubclass(cls, captum.Attribution) and not cls.__name__.endswith("Attribution")
+
+
+@pytest.mark.parametrize("name", sorted(name for name, cls in MODULES.items() if attributes(cls)))
+@pytest.mark.parametrize("kind", ["images", "ids"])
+def test_each_class_of_captum_works_or_is_refused_with_a_reason(name: str, kind: str) -> None:
+    """Classes of a captum to come are in this loop as well."""
+    takes_layer = "layer" in inspect.signature(MODULES[name].__init__).parameters
+    image = kind == "images"
+    model = Cnn().double() if image else Bag().double()
+    inputs = torch.randn(2, 2, 7, 9).double() if image else torch.tensor([[1, 2, 3], [4, 5, 6]])
+    options: dict[str, Any] = {}
+    if name.startswith("Neuron"):
+        options["neuron_selector"] = [0, 0, 0] if image else [0, 0]
+    if name == "Occlusion" and image:
+        options["sliding_window_shapes"] = [2, 3, 3]
+    if name.startswith(("Shapley", "KernelShap", "Lime")) and image:
+        options["feature_mask"] = (torch.arange(9) // 5).expand(2, 7, 9)
+
+    def ask() -> at.Attribution:
+        layer = "first" if takes_layer else None
+        return at.captum_attribution(model, inputs, 1, method=name, options=options, layer=layer)
+
+    if name in GENERATING:
+        with pytest.raises(ArgumentError, match=GENERATING[name]):
+            ask()
+    elif name in ("LRP", "LayerLRP") and not image:
+        with pytest.raises(ModelError, match="has rules for"):
+            ask()  # Not for Embedding.
+    else:
+        found = ask().values
+        assert found.numel()
+        assert bool(found.isfinite().all())
+        assert (
+            found.shape == inputs.shape
+            or name.startswith("Layer")
+            or name in ("InternalInfluence",)
+        )
+
+
+def test_relevance_of_a_layer_of_linear_maps() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 4)
+    for name, layer in (("LRP", None), ("LayerLRP", "0")):
+        assert at.captum_attribution(model, x, 1, method=name, layer=layer).values.isfinite().all()
+
+
+@pytest.mark.parametrize("name", sorted(n for n, c in MODULES.items() if not attributes(c)))
+def test_what_is_no_method_is_refused(name: str) -> None:
+    reason = GENERATING.get(name, "base class or a helper|name of a class")
+    with pytest.raises(ArgumentError, match=reason):
+        at.CaptumAttribution(name)
+
+
+def test_scores_that_captum_could_not_spread_over_the_inputs_are_no_answer() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    with pytest.raises(ModelError, match="got none"):
+        at.captum_attribution(model, torch.randn(2, 4), 1, method="GuidedGradCam", layer="1")

@@ -229,6 +229,13 @@ def _no_method(name: str, found: Mapping[str, Any]) -> ArgumentError:
         return ArgumentError.of(
             "method", expected="a method that runs on a batch", got=name, do=f"{NOT_HERE[name]}."
         )
+    if inspect.isclass(getattr(_captum(), str(name), None)):
+        return ArgumentError.of(
+            "method",
+            expected="a class in captum.attr that explains a batch",
+            got=f"{name}, which is a base class or a helper of others",
+            do=f"Choose for example {sorted(found)[:3]}.",
+        )
     likely = difflib.get_close_matches(str(name), found, n=3, cutoff=0.4) or sorted(found)
     return ArgumentError.of(
         "method",

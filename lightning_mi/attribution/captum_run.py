@@ -113,6 +113,12 @@ def _call(
             f"captum's {chosen.name}: expected one tensor of scores, got {len(scores)}. Choose a "
             "layer that puts out one tensor."
         )
+    if not scores.numel():
+        raise ModelError(
+            f"captum's {chosen.name}: expected scores, got none: it cannot spread what the layer "
+            f"puts out over inputs of shape {tuple(point.shape)}. Choose a layer of the inputs' "
+            "form, or another method."
+        )
     if delta is not None:
         delta = delta.detach().reshape(len(rows), -1).mean(1)
     return scores.detach(), delta
