@@ -560,6 +560,17 @@ def test_a_model_that_cannot_be_copied_or_has_nothing_to_randomise() -> None:
 # --- agreement ------------------------------------------------------------------------------------
 
 
+def test_agreement_takes_methods_with_their_own_names() -> None:
+    model, x = nn.Linear(4, 2), torch.randn(3, 4)
+    found = agreement(model, x, [Saliency(), mi.attribution.integrated_gradients], 1)
+    named = {"saliency": Saliency(), "integrated_gradients": mi.attribution.integrated_gradients}
+    expected = agreement(model, x, named, 1)
+    assert found.pairs == expected.pairs == (("saliency", "integrated_gradients"),)
+    assert torch.equal(found.found[0].spearman, expected.found[0].spearman)
+    with pytest.raises(ArgumentError, match="distinct names"):
+        agreement(model, x, [Saliency(), Saliency()], 1)
+
+
 def test_agreement_of_equal_and_opposite_scores() -> None:
     x = torch.rand(3, 20)
     scores = torch.randn(3, 20)

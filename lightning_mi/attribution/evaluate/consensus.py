@@ -20,7 +20,7 @@ from ..gradients import Saliency
 from ..paths import IntegratedGradients
 from ..result import Attribution
 from ..spread import NO_SPREAD, mean_of
-from .methods import Explanation, explained, matching, measured, task_for
+from .methods import Explanation, explained, matching, measured, method_name, task_for
 from .ranking import alike, recency
 from .stage import staged
 
@@ -80,7 +80,7 @@ class Agreement:
 def agreement(
     model: nn.Module,
     inputs: Any,
-    methods: Mapping[str, Explanation],
+    methods: Mapping[str, Explanation] | Sequence[Explanation],
     target: TargetLike = None,
     *,
     k: int | None = None,
@@ -91,7 +91,7 @@ def agreement(
     Args:
         model: The model; left exactly as it was, and measured in evaluation mode.
         inputs: Floats, ids, or a whole batch: ``(inputs, labels)``, a dictionary.
-        methods: At least two, by name: measurements, functions, or scores.
+        methods: At least two measurements, functions, or scores: by name, or with their own names.
         target: What all are asked; None leaves each its own.
         k: Number of units for the Jaccard index; None takes a tenth of them, rounded up.
         task: How the batch becomes outputs; None is inferred where it matters.
@@ -112,8 +112,11 @@ def agreement(
         >>> round(found.reading()["absolute"].item(), 6)
         1.0
     """
-    _check(list(methods))
-    scores = {n: explained(m, model, inputs, target, task) for n, m in methods.items()}
+    named = (
+        methods.items() if isinstance(methods, Mapping) else [(method_name(m), m) for m in methods]
+    )
+    _check([name for name, _ in named])
+    scores = {n: explained(m, model, inputs, target, task) for n, m in named}
     size = min(len(_values(each)) for each in scores.values())
     batch = matching(inputs, torch.empty(size, 1))
     with staged(model, batch, _values(next(iter(scores.values())))[:size], target, task=task) as (
