@@ -1,6 +1,6 @@
 """Ask which training examples made an induction head form, and check the answer by retraining.
 
-Run ``python demos/influence_on_a_head.py`` (about five minutes on one core). A transformer of two
+Run ``python demos/influence_on_a_head.py`` (six to eight minutes of one core). A transformer of two
 layers of attention learns texts of which half repeat a random passage. Influence is asked not about
 a loss but about the *induction score* of the head that forms, before, at and after its onset:
 positive means that removing the text would lower the score. Beside it stand its controls, and
