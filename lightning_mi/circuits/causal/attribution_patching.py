@@ -19,7 +19,7 @@ from ...behavior import BehaviorLike, as_behavior
 from ...errors import ArgumentError
 from ...isolation import frozen, untouched
 from ...measurement import Context
-from ...record import Panel
+from ...record import Panel, Reading
 from ...target import Rank
 from ...task import Task
 from .edges import Direction
@@ -450,7 +450,7 @@ class AttributionPatching:
     corrections: tuple[Correction, ...] = ()
     verify: int = 16
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:

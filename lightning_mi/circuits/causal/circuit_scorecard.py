@@ -8,7 +8,7 @@ from torch import nn
 
 from ...behavior import Behavior, BehaviorLike, as_behavior
 from ...measurement import Context
-from ...record import Panel
+from ...record import Reading
 from ...task import Task
 from .bench import Ablation
 from .circuit import Circuit
@@ -62,7 +62,7 @@ class CircuitScorecard:
     nodes: int = 32
     seed: int = 0
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:

@@ -16,7 +16,7 @@ from ...behavior import Behavior, BehaviorLike, as_behavior
 from ...errors import ArgumentError
 from ...isolation import frozen, untouched
 from ...measurement import Context
-from ...record import Panel, scalar
+from ...record import Reading, scalar
 from ...target import Rank
 from ...task import Task
 from .along import add_edges, add_own_edges, along, path_of
@@ -192,7 +192,7 @@ class EdgeAttribution:
     variant: Variant = "inputs"
     direction: Direction = "noise"
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:

@@ -16,7 +16,7 @@ from ...behavior import Behavior, BehaviorLike, as_behavior
 from ...errors import ArgumentError
 from ...isolation import frozen, untouched
 from ...measurement import Context
-from ...record import Panel
+from ...record import Panel, Reading
 from ...task import Task
 from .edges import Direction, coinciding
 from .places import Port
@@ -499,7 +499,7 @@ class ActivationPatching:
     direction: Direction = "denoise"
     positions: str | None = None
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:

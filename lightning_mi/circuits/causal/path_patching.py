@@ -15,7 +15,7 @@ from ...errors import ArgumentError
 from ...isolation import frozen, untouched
 from ...measurement import Context
 from ...nodes import MLP, Embedding, Head, Logits, Reader, parse
-from ...record import Panel
+from ...record import Panel, Reading
 from ...task import Task
 from .edges import Direction, coinciding
 from .patching import TOKENS, checked, shares
@@ -396,7 +396,7 @@ class PathPatching:
     direction: Direction = "denoise"
     positions: str = "all"
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:

@@ -16,7 +16,7 @@ from ...characteristic import Characteristic, Expectation
 from ...errors import ArgumentError, LightningMIError
 from ...isolation import frozen, untouched
 from ...measurement import Context
-from ...record import Panel, scalar
+from ...record import Panel, Reading, scalar
 from ...target import LogitDifference
 from ...task import Task
 from ..causal import Circuit, Estimate
@@ -391,7 +391,7 @@ class Characteristics:
     circuit: Circuit | str | None = None
     ablation: Ablation = "corrupted"
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:

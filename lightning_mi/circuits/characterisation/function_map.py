@@ -16,7 +16,7 @@ from ...errors import ArgumentError
 from ...isolation import frozen, untouched
 from ...measurement import Context
 from ...nodes import Head
-from ...record import Panel
+from ...record import Panel, Reading
 from ...task import Task
 from ..causal import activation_patching
 from ..causal.edges import Direction
@@ -306,7 +306,7 @@ class Functions:
     floor: float = FLOOR
     tokens: RepeatedTokens = field(default_factory=RepeatedTokens)
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:

@@ -17,7 +17,7 @@ from ...errors import ArgumentError
 from ...isolation import frozen, untouched
 from ...measurement import Context
 from ...nodes import MLP, Head, parse
-from ...record import Panel, scalar
+from ...record import Panel, Reading, scalar
 from ...task import Task
 from ..causal import At, Estimate, Residual, intervene
 from ..causal.edges import coinciding
@@ -371,7 +371,7 @@ class FunctionalSubspaces:
         for text in self.parts:
             _part(text)
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:

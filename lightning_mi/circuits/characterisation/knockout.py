@@ -17,7 +17,7 @@ from ...behavior import Behavior, BehaviorLike, as_behavior
 from ...errors import ArgumentError
 from ...isolation import frozen, untouched
 from ...measurement import Context
-from ...record import Panel
+from ...record import Panel, Reading
 from ...task import Task
 from ..causal.edges import coinciding
 from ..causal.ports import Change, Ports
@@ -235,7 +235,7 @@ class AttentionKnockout:
     window: int = 1
     renormalise: bool = True
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:

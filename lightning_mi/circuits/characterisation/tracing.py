@@ -17,7 +17,7 @@ from ...behavior import Behavior, BehaviorLike, as_behavior
 from ...errors import ArgumentError, ModelError
 from ...isolation import frozen, untouched
 from ...measurement import Context
-from ...record import Panel, scalar
+from ...record import Panel, Reading, scalar
 from ...task import Task
 from ..causal.edges import coinciding
 from ..causal.ports import Change, Ports
@@ -305,7 +305,7 @@ class SubjectTracing:
     noise: float = 3.0
     draws: int = 3
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:

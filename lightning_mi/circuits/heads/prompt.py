@@ -14,7 +14,7 @@ from ...behaviors import RepeatedTokens
 from ...errors import ArgumentError
 from ...measurement import Context
 from ...nodes import Head
-from ...record import Panel
+from ...record import Panel, Reading
 from ...target import Logit, positions
 from ...task import IGNORED, NextToken
 from .scored import scored
@@ -45,7 +45,7 @@ class PromptAttention:
     answers: int = 3
     tokens: RepeatedTokens | None = field(default_factory=RepeatedTokens)
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:

@@ -9,7 +9,7 @@ from torch import nn
 from ...behavior import BehaviorLike
 from ...isolation import frozen
 from ...measurement import Context
-from ...record import Panel
+from ...record import Reading
 from .builtin import InductionCircuit
 from .counting import CountingDecompositions
 from .hypothesis import CircuitHypothesis
@@ -37,7 +37,7 @@ class HypothesisTest:
     hypothesis: CircuitHypothesis | CountingDecompositions = field(default_factory=InductionCircuit)
     name: str = "hypothesis"
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...anatomy.shared import shared_anatomy
 from ...errors import ArgumentError
 from ...measurement import Context
-from ...record import Panel, scalar
+from ...record import Panel, Reading, scalar
 from ...target import Logit, LogitDifference, TargetOption, positions, select
 from ...task import IGNORED
 from .lens import Lens, lens_of
@@ -67,7 +67,7 @@ class LogitAttribution:
                 do="Probabilities are no such sum; choose LogitDifference().",
             )
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:
@@ -185,7 +185,7 @@ class LogitLens:
 
     name: str = "logit_lens"
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:
@@ -209,7 +209,7 @@ WHAT = {
 }
 
 
-def _lens_panels(found: Lens, context: Context) -> dict[str, Panel]:
+def _lens_panels(found: Lens, context: Context) -> Reading:
     about = {
         "statistics": "the final norm with each layer's own",
         "layer": "the stream that enters the layer; the last is the final stream",

@@ -15,7 +15,7 @@ from ...errors import ArgumentError
 from ...isolation import untouched
 from ...measurement import Context
 from ...nodes import Head
-from ...record import Panel, scalar
+from ...record import Panel, Reading, scalar
 from ...task import Task
 from ..heads.scored import Scored, scored
 from .copiers import Copied, copied
@@ -240,7 +240,7 @@ class HeadRoles:
         """Check the margin."""
         _check_margin(self.margin)
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:

@@ -12,7 +12,7 @@ from ...batch import cut
 from ...errors import ArgumentError
 from ...measurement import Context
 from ...nodes import Head
-from ...record import Panel
+from ...record import Panel, Reading
 from .patterns import Attending, attention_patterns, heads_named, summary_of, top_attended
 
 __all__ = ["Patterns"]
@@ -55,7 +55,7 @@ class Patterns:
                 "top", expected="a positive int", got=repr(self.top), do="The default is 3."
             )
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ...anatomy.shared import shared_anatomy
 from ...errors import ArgumentError
 from ...measurement import Context
-from ...record import Panel
+from ...record import Panel, Reading
 from .factors import Role, earlier, role_of
 from .pairs import Pairs, z_scores
 from .panels import pair_panel, reader_panel, strongest_panel
@@ -134,7 +134,7 @@ class Composition:
         if self.rotations:
             _check_rotations(self.rotations, least=2)
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:

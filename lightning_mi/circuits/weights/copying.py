@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...anatomy.shared import shared_anatomy
 from ...errors import ArgumentError
 from ...measurement import Context
-from ...record import Panel
+from ...record import Panel, Reading
 from .factors import heads_of, norm_before, reads, writes
 from .panels import head_panel
 from .tokens import Vocabulary, vocabulary
@@ -180,7 +180,7 @@ class Copying:
                 "vocabulary", expected="at least 2", got=self.vocabulary, do="Pass None for all."
             )
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:

@@ -13,7 +13,7 @@ from ...anatomy.shared import shared_anatomy
 from ...errors import ArgumentError
 from ...measurement import Context
 from ...nodes import Head, parse
-from ...record import Panel
+from ...record import Panel, Reading
 from .factors import check_count, head_of, reads, writes
 from .tokens import Vocabulary, vocabulary
 
@@ -183,7 +183,7 @@ class HeadDirections:
                 "heads", expected='names such as "L1H3"', got=wrong or "none", do="Name heads."
             )
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:

@@ -14,7 +14,7 @@ from ...anatomy.shared import shared_anatomy
 from ...errors import ArgumentError
 from ...measurement import Context
 from ...nodes import Head, Reader, parse
-from ...record import Panel
+from ...record import Panel, Reading
 from .bases import Subspaces, check_energy, subspaces
 from .factors import check_count, head_of, role_of
 from .panels import pair_panel, reader_panel, strongest_panel
@@ -129,7 +129,7 @@ class SubspaceOverlap:
         if self.k is not None:
             check_count(self.k, "k")
 
-    def __call__(self, model: nn.Module, context: Context) -> dict[str, Panel]:
+    def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
 
         Args:
