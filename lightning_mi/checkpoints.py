@@ -179,7 +179,7 @@ def sweep(
     """
     # Here, because the import of the package must stay light.
     from .attribution.drifting import drift_series, is_attribution
-    from .influence import tracin_sum
+    from .influence import RankingChange, tracin_sum
 
     paths = find_checkpoints(checkpoints)
     chosen = as_list(measurements)
@@ -212,6 +212,8 @@ def sweep(
             target = Run.create(target.path)
         target.write_all([*records, *agreement(records)])
     target.write_all(tracin_sum(_comparable(target.records("influence/scores"))))
+    for name in (m.name for m in chosen):
+        target.write_all(RankingChange(name)(target.records(f"{name}/scores", source="sweep")))
     swept = (r for m in chosen for r in target.records(f"{m.name}/values", source="sweep"))
     target.write_all(drift_series([r for r in swept if is_attribution(r)]))
     return target

@@ -67,7 +67,7 @@ class Influence:
             given: The arguments.
         """
         from . import sweep
-        from .influence import InfluenceFunction, RankingChange
+        from .influence import InfluenceFunction
         from .runs import Run
 
         run = Run.open(given.run)
@@ -94,7 +94,6 @@ class Influence:
             decode=_decoder(given.tokenizer),
         )
         swept = run.records(measurement.name, source="sweep")
-        run.write_all(RankingChange(measurement.name)(swept))
         sys.stdout.write("\n".join([*told(swept), ""]))
         if given.report:
             from .report import write_report

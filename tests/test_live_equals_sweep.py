@@ -73,7 +73,11 @@ def test_sweep_of_other_steps_goes_to_the_run_beside_it(tmp_path: Any) -> None:
     assert {r.step for r in run.records("influence/scores", source="sweep")} == {0, 1, 2, 4, 8}
     live = {(r.name, r.step): r for r in run.records("influence", source="live")}
     swept = {(r.name, r.step): r for r in run.records("influence", source="sweep")}
-    assert all(r.panel.equal(swept[key].panel) for key, r in live.items())
+    unequal = {key for key, r in live.items() if not r.panel.equal(swept[key].panel)}
+    # The firing before is another one where other steps are swept.
+    changes = {"influence/rank_correlation", "influence/top_overlap"}
+    assert {name for name, _ in unequal} <= changes
+    assert {name for name, _ in live} > changes
     assert ("influence/sum", 8) in live
 
 

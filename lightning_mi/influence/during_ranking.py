@@ -46,9 +46,19 @@ class RankingChange:
         Returns:
             Two records at each step but the first.
         """
-        scores = named(records, f"{self.name}/scores")
+        known = named(records, f"{self.name}/scores")
+        scores = [r for r in known if of_training(r) and "reason" not in r.panel.convention]
         pairs = itertools.pairwise(scores)
         return [r for before, now in pairs for r in ranking_change(before, now, self.k)]
+
+
+def of_training(record: Record) -> bool:
+    """Return whether a record holds scores of training examples, by query.
+
+    Args:
+        record: Any record.
+    """
+    return record.panel.axes == ("query", "train_example")
 
 
 def ranking_change(before: Record | None, now: Record, k: int = 10) -> list[Record]:
