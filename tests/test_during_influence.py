@@ -259,7 +259,7 @@ def test_how_the_ranking_changes() -> None:
     assert found["influence/rank_correlation", 9].values.tolist() == [-1.0]
     assert found["influence/top_overlap", 9].values.tolist() == [0.0]
     assert found["influence/top_overlap", 9].convention["null"] == pytest.approx(1 / 3, abs=1e-6)
-    assert found["influence/top_overlap", 9].convention["compared_with"] == 5
+    assert found["influence/top_overlap", 9].convention["at_step"] == 5
     assert found["influence/rank_correlation", 12].nonfinite == 1
     assert (
         "no two training examples" in found["influence/rank_correlation", 12].convention["reason"]

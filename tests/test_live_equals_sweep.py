@@ -74,7 +74,7 @@ def test_sweep_of_other_steps_goes_to_the_run_beside_it(tmp_path: Any) -> None:
     live = {(r.name, r.step): r for r in run.records("influence", source="live")}
     swept = {(r.name, r.step): r for r in run.records("influence", source="sweep")}
     unequal = {key for key, r in live.items() if not r.panel.equal(swept[key].panel)}
-    # The firing before is another one where other steps are swept.
+    # The firing before is another one where other steps are swept; `at_step` says which.
     changes = {"influence/rank_correlation", "influence/top_overlap"}
     assert {name for name, _ in unequal} <= changes
     assert {name for name, _ in live} > changes

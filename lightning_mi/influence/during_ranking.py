@@ -82,7 +82,11 @@ def ranking_change(before: Record | None, now: Record, k: int = 10) -> list[Reco
         overlap = torch.tensor([_jaccard(a, b, top) for a, b in zip(old, new, strict=True)])
     else:
         correlation = overlap = torch.full((new.shape[0],), math.nan)
-    about: dict[str, Any] = {"compared_with": before.step, "examples": old.shape[1]}
+    about: dict[str, Any] = {
+        "compared_with": "previous",
+        "at_step": before.step,
+        "examples": old.shape[1],
+    }
     if not defined:
         about["reason"] = "the two steps have no two training examples in common"
     chance = top / (2 * max(old.shape[1], top) - top)
