@@ -9,13 +9,14 @@ import numpy as np
 
 from ..emergence import HeadOnset
 from ..runs import Run
+from .headline import line
 from .heads import AXES, behaviour, head_label
 from .inputs import agreement
 from .pack import pack, thin
-from .phrases import in_state, joined
+from .phrases import highest_first, in_state, joined
 from .shelf import Shelf, stack
 
-__all__ = ["common_answers", "common_headline", "compared", "labels_of"]
+__all__ = ["common_answers", "common_headline", "compared", "labels_of", "name_of"]
 
 ROLES = 3
 """So many heads of each role are compared."""
@@ -55,11 +56,14 @@ def compared(shelves: Sequence[Shelf], found: Sequence[Found], labels: Sequence[
     ]
 
 
+def name_of(run: Run) -> str:
+    """Return what a run is called: its title, its name, or the folder that it lies in."""
+    return str(run.info.get("title") or run.info.get("name") or run.path.resolve().parent.name)
+
+
 def labels_of(runs: Sequence[Run]) -> list[str]:
     """Return names that tell runs apart: their titles, and their seeds or folders where needed."""
-    titles = [
-        str(run.info.get("title") or run.info.get("name") or run.path.parent.name) for run in runs
-    ]
+    titles = [name_of(run) for run in runs]
     seeds = [run.info.get("seed") for run in runs]
     if len({(t, s) for t, s in zip(titles, seeds, strict=True)}) == len(runs):
         alike = len(set(titles)) < len(runs)
@@ -86,7 +90,7 @@ def _roles(shelf: Shelf, name: str, heads: Sequence[HeadOnset]) -> list[dict[str
     """Curves of the strongest heads of a score: those that rose, or the best where none did."""
     records = shelf.get(f"head_scores/{name}", AXES)
     rose = in_state(heads, "formed", "forming")
-    order = sorted(rose or heads, key=lambda h: -np.nan_to_num(h.onset.final, nan=-1.0))
+    order = highest_first(rose or heads)
     values = stack(records)
     return [
         {
@@ -136,27 +140,19 @@ def common_headline(found: Sequence[Found], running: bool) -> dict[str, Any] | N
         low, high = min(steps), max(steps)
         mark = f"{low:,}" if low == high else f"{low:,} to {high:,}"
         title = f"Induction formed in {formed}, {'at step' if low == high else 'steps'}"
-        return _line("formed", title, mark, _spans(found) + _order(found), [low, high])
+        return line("formed", title, mark, _spans(found) + _order(found), [low, high])
     for state, title in (
         ("forming", f"Induction is forming in {states.count('forming')} of {len(firsts)} runs"),
         ("none", "No induction head yet" if running else "No induction head formed in any run"),
     ):
         if state in states:
-            return _line(state, title, None, _spans(found), None)
-    return _line("too early", "Too early to tell", None, _spans(found), None)
-
-
-def _line(state: str, title: str, mark: str | None, text: str, interval: Any) -> dict[str, Any]:
-    return {"state": state, "title": title, "mark": mark, "text": text, "interval": interval}
+            return line(state, title, None, _spans(found))
+    return line("too early", "Too early to tell", None, _spans(found))
 
 
 def _spans(found: Sequence[Found]) -> str:
     """From what to what the best head of the runs went, and the chance."""
-    bests = [
-        max(f["induction"], key=lambda h: np.nan_to_num(h.onset.final, nan=-1.0)).onset
-        for f in found
-        if f.get("induction")
-    ]
+    bests = [highest_first(f["induction"])[0].onset for f in found if f.get("induction")]
     finals = [b.final for b in bests if np.isfinite(b.final)]
     nulls = [b.null for b in bests if b.null is not None]
     if not finals:

@@ -9,7 +9,7 @@ from typing import Any
 from ..emergence import HeadOnset
 from ..runs import Run
 from .checks import checks
-from .compared import common_answers, common_headline, compared, labels_of
+from .compared import common_answers, common_headline, compared, labels_of, name_of
 from .examples import examples
 from .headline import headline, measured
 from .heads import behaviour, onsets, scores
@@ -114,7 +114,7 @@ def _run(shelf: Shelf, run: Run, made: dict[str, Any]) -> dict[str, Any]:
     seed = [] if info.get("seed") is None else [f"seed {info['seed']}"]
     written = [f"written {time.strftime('%Y-%m-%d %H:%M')}"]
     return {
-        "name": str(info.get("title") or info.get("name") or run.path.resolve().parent.name),
+        "name": name_of(run),
         "facts": " · ".join(_facts(info, made)),
         "state": str(info.get("state", "finished")),
         "last": last,

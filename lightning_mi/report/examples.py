@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..record import Record
+from .methods import unit
 from .shelf import Shelf
 
 __all__ = ["examples"]
@@ -60,7 +61,7 @@ def _examples(shelf: Shelf, name: str, scored: list[Record]) -> dict[str, Any]:
         "proponents": [_example(i, total[i], by, known.get(i), texts) for i in high],
         "opponents": [_example(i, total[i], by, known.get(i), texts) for i in low],
         "meaning": MEANINGS.get(method, MEANINGS[""]),
-        "unit": "" if last.panel.unit == "1" else last.panel.unit,
+        "unit": unit(last.panel),
         "candidates": len(total),
         "of": facts.get("n"),
         "steps": sorted(by),

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from ..emergence import ENOUGH, HeadOnset
 from .methods import title as title_of
-from .phrases import Heads, few, in_state, joined, plural, tokens_in_words, upper
+from .phrases import Heads, few, highest_first, in_state, joined, plural, tokens_in_words, upper
 
-__all__ = ["headline", "measured"]
+__all__ = ["ASIDE", "headline", "line", "measured"]
 
 
 def measured(names: Sequence[str], steps: int, prompted: bool) -> dict[str, Any] | None:
@@ -31,7 +29,7 @@ def measured(names: Sequence[str], steps: int, prompted: bool) -> dict[str, Any]
     if not titles:
         return None
     title = f"{upper(joined(titles))} {'at 1 step' if steps == 1 else f'over {steps:,} steps'}"
-    return _line("measured", title, None, ADD_HEADS if prompted else "")
+    return line("measured", title, None, ADD_HEADS if prompted else "")
 
 
 ASIDE = ("monitor", "prompt", "agreement")
@@ -53,29 +51,32 @@ def headline(found: dict[str, list[HeadOnset]], running: bool) -> dict[str, Any]
     """
     heads = found.get("induction", [])
     if not heads:
-        return _line("not measured", "No head scores were recorded", None, ADD_HEADS)
+        return line("not measured", "No head scores were recorded", None, ADD_HEADS)
     state = heads[0].onset.state
-    best = max(heads, key=lambda h: np.nan_to_num(h.onset.final, nan=-1.0))
+    best = highest_first(heads)[0]
     if state == "formed":
         first = heads[0].onset
-        line = _line(state, "Induction formed at step", f"{first.step:,}", _formed(found))
-        return {**line, "interval": list(first.interval or (first.step, first.step))}
+        interval = list(first.interval or (first.step, first.step))
+        return line(state, "Induction formed at step", f"{first.step:,}", _formed(found), interval)
     if state == "forming":
-        return _line(state, "Induction is forming", None, f"{best.label} is {_plain(best)}.")
+        return line(state, "Induction is forming", None, f"{best.label} is {_plain(best)}.")
     if state == "none":
         title = "No induction head yet" if running else "No induction head formed"
         text = (
             f"The highest, {best.label}, went {_span(best)}. A claim needs 0.1 above both chance "
             "and the first measurement."
         )
-        return _line(state, title, None, text)
+        return line(state, title, None, text)
     count = max(h.onset.measurements for h in heads)
     text = f"{count} {plural('measurement', count)} so far; an onset needs {ENOUGH}."
-    return _line(state, "Too early to tell", None, text)
+    return line(state, "Too early to tell", None, text)
 
 
-def _line(state: str, title: str, mark: str | None, text: str) -> dict[str, Any]:
-    return {"state": state, "title": title, "mark": mark, "text": text, "interval": None}
+def line(
+    state: str, title: str, mark: str | None, text: str, interval: Any = None
+) -> dict[str, Any]:
+    """Return a headline in the form that `headline` describes."""
+    return {"state": state, "title": title, "mark": mark, "text": text, "interval": interval}
 
 
 def _plain(head: HeadOnset) -> str:
@@ -91,7 +92,7 @@ def _span(head: HeadOnset) -> str:
 def _formed(found: dict[str, list[HeadOnset]]) -> str:
     heads = in_state(found["induction"], "formed")
     first = heads[0].onset
-    best = max(heads, key=lambda h: h.onset.final)
+    best = highest_first(heads)[0]
     after = "" if first.tokens is None else f", after {tokens_in_words(first.tokens)} tokens"
     low, high = first.interval or (0, 0)
     of = "" if len(heads) == 1 else f"{best.label} "

@@ -11,9 +11,9 @@ from ..comparison import permutation_floor, spearman
 from ..emergence import HeadOnset
 from ..record import Panel, Record
 from .heads import curve
-from .methods import cap, methods, recipe, signed, target, targets, title
+from .methods import cap, methods, recipe, signed, target, targets, title, unit
 from .pack import pack, thin
-from .phrases import in_state
+from .phrases import highest_first, in_state
 from .shelf import Shelf, stack
 
 __all__ = [
@@ -158,7 +158,6 @@ def attribution(shelf: Shelf, method: str, tokens: Sequence[str]) -> dict[str, A
         total = np.nansum(np.abs(values), axis=2, keepdims=True)
         # Nothing to share out is undefined, not zero.
         values = np.divide(values, total, out=np.full_like(values, np.nan), where=total > 0)
-    unit = panel.unit if with_sign else "share of the total"
     floor = 0.5 if panel.unit in ("logits", "nats") else 0.0
     return {
         "title": title(method),
@@ -166,7 +165,7 @@ def attribution(shelf: Shelf, method: str, tokens: Sequence[str]) -> dict[str, A
         "at": [r.step for r in records],
         "values": pack(values[:, 0]),
         "width": width,
-        "unit": "" if unit == "1" else unit,
+        "unit": unit(panel) if with_sign else "share of the total",
         "cap": cap(values, floor if with_sign else 3 / width),
         "target": target(panel),
         "how": recipe(records[-1]),
@@ -237,7 +236,7 @@ def ceiling(shelf: Shelf, heads: Sequence[HeadOnset]) -> dict[str, Any] | None:
         None where fewer than two induction heads formed, the attention of one was not kept, or the
         two agree no more than random orders do.
     """
-    best = sorted(in_state(heads, "formed"), key=lambda h: -h.onset.final)[:2]
+    best = highest_first(in_state(heads, "formed"))[:2]
     records = shelf.get("prompt/attention", ATTENDED)
     if len(best) < 2 or not records:
         return None

@@ -10,7 +10,7 @@ from ..record import Panel, Record
 from ..sinks.names import spelled as title
 from .shelf import Numbers, Shelf
 
-__all__ = ["cap", "methods", "signed", "target", "targets", "title"]
+__all__ = ["cap", "methods", "signed", "target", "targets", "title", "unit"]
 
 FIRST = ("integrated_gradients", "saliency")
 """These two stand first wherever methods are listed."""
@@ -31,6 +31,11 @@ def signed(panel: Panel) -> bool:
     """Whether values support and oppose: what the panel says, else whether one is negative."""
     sign = panel.convention.get("sign")
     return bool((panel.values < 0).any()) if sign is None else not str(sign).startswith("none")
+
+
+def unit(panel: Panel) -> str:
+    """Return the unit as it is written beside a number: nothing for a pure one."""
+    return "" if panel.unit == "1" else panel.unit
 
 
 def targets(panel: Panel) -> list[str]:

@@ -51,7 +51,7 @@ def pack(values: NDArray[Any], *, bits: int = 16) -> list[Any] | dict[str, Any]:
 
 
 def unpack(packed: list[Any] | dict[str, Any]) -> NDArray[np.float64]:
-    """Undo `pack`; the browser does the same in ``unpack.js``.
+    """Undo `pack`; the browser does the same in ``core/data.js``.
 
     Args:
         packed: What `pack` returned.

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..record import Panel
+from .headline import ASIDE
 from .heads import curve
-from .methods import cap, signed, title
+from .methods import cap, signed, title, unit
 from .pack import MOST, pack, thin
 from .shelf import Shelf, stack
 
@@ -22,9 +23,6 @@ __all__ = ["panels"]
 
 COARSE_FROM = 65_536
 """Blocks of more numbers than this are packed into one byte each: they are seen as colours."""
-
-ASIDE = frozenset({"monitor", "prompt", "agreement"})
-"""What other charts tell of, whole."""
 
 BESIDE = re.compile(r"_(stderr|null|matched|matched_null|null_matched)$")
 """Panels that belong to another one: its error and its chance level."""
@@ -76,7 +74,7 @@ def _curve(shelf: Shelf, name: str) -> dict[str, Any]:
     return {
         **made,
         "what": _what(name),
-        "unit": _unit(last),
+        "unit": unit(last),
         "says": _says(last),
         "stderr": pack(stack(error)) if error and same else None,
         "null": _null(last) if null is None else null.panel.item(),
@@ -94,7 +92,7 @@ def _array(shelf: Shelf, name: str, most: int) -> dict[str, Any]:
         "name": name,
         "what": _what(name),
         "title": title(_what(name)),
-        "unit": _unit(panel),
+        "unit": unit(panel),
         "says": _says(panel),
         "axes": list(panel.axes),
         "shape": list(panel.values.shape),
@@ -127,10 +125,6 @@ def _label(axis: str, label: Any) -> str:
 def _null(panel: Panel) -> float | None:
     found = panel.convention.get("null")
     return float(found) if isinstance(found, int | float) and np.isfinite(found) else None
-
-
-def _unit(panel: Panel) -> str:
-    return "" if panel.unit == "1" else panel.unit
 
 
 def _says(panel: Panel) -> str:

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..emergence import HeadOnset
 
-__all__ = ["Heads", "few", "in_state", "joined", "plural", "tokens_in_words", "upper"]
+__all__ = [
+    "Heads",
+    "few",
+    "highest_first",
+    "in_state",
+    "joined",
+    "plural",
+    "tokens_in_words",
+    "upper",
+]
 
 Heads = Sequence[HeadOnset]
 
@@ -29,6 +40,11 @@ def tokens_in_words(count: int | None) -> str:
 def in_state(heads: Heads, *states: str) -> list[HeadOnset]:
     """Return the heads whose onset is in one of the states."""
     return [h for h in heads if h.onset.state in states]
+
+
+def highest_first(heads: Heads) -> list[HeadOnset]:
+    """Return the heads by where their curves end; undefined ends come last."""
+    return sorted(heads, key=lambda h: -np.nan_to_num(h.onset.final, nan=-1.0))
 
 
 def few(words: Sequence[str], most: int = 3) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..record import Record
-from .methods import cap, methods, signed, targets, title
+from .methods import cap, methods, signed, targets, title, unit
 from .pack import pack, thin
 from .shelf import Numbers, Shelf, stack
 
@@ -48,7 +48,7 @@ def _picture(shelf: Shelf, method: str) -> dict[str, Any] | None:
         "height": height,
         "width": width,
         "signed": with_sign,
-        "unit": "" if panel.unit == "1" else panel.unit,
+        "unit": unit(panel),
         "cap": cap(values),
         "targets": targets(panel)[:count],
         "inputs": _beneath(shelf, method, (count, height, width)),

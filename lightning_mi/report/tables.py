@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .methods import cap, methods, signed, target, title
+from .methods import cap, methods, signed, target, title, unit
 from .pack import pack, thin
 from .shelf import Shelf, stack
 
@@ -41,7 +41,7 @@ def _table(shelf: Shelf, method: str) -> dict[str, Any] | None:
         "width": width,
         "names": [str(name) for name in panel.coords.get("feature", range(width))],
         "n": examples,
-        "unit": "" if panel.unit == "1" else panel.unit,
+        "unit": unit(panel),
         "cap": cap(values),
         "target": target(panel) if examples == 1 else None,
     }

@@ -12,7 +12,7 @@ import numpy as np
 from ..emergence import HeadOnset
 from .methods import title
 from .pack import unpack
-from .phrases import Heads, few, in_state, joined, upper
+from .phrases import Heads, few, highest_first, in_state, joined, upper
 
 __all__ = ["answers"]
 
@@ -52,7 +52,7 @@ def _which(heads: Heads) -> tuple[str, str]:
     much = f"{len(formed)} of {len(heads)} heads formed"
     if formed:
         more = f", {len(forming)} forming" if forming else ""
-        best = sorted(formed, key=lambda h: -h.onset.final)[:2]
+        best = highest_first(formed)[:2]
         return ", ".join(h.label for h in best), much + more
     if forming:
         return ", ".join(h.label for h in forming[:2]), f"{much}, {len(forming)} forming"
