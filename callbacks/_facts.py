@@ -16,7 +16,7 @@ from torch import nn
 
 from .. import __version__, pieces
 from ..emergence import head_onsets
-from ..errors import ArgumentError, RunError
+from ..errors import ArgumentError, LightningMIError, RunError
 from ..measurement import IndexedData
 from ..record import Record
 from ._base import Trainer, class_names
@@ -29,9 +29,31 @@ __all__ = [
     "onsets",
     "piecewise",
     "planned_steps",
+    "refuse_sharded",
     "say",
     "training_data",
 ]
+
+
+SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy"}
+
+
+def refuse_sharded(trainer: Trainer, do: str) -> None:
+    """Refuse a strategy that keeps a part of the model in each process.
+
+    Args:
+        trainer: The Trainer.
+        do: What to do instead, a sentence.
+
+    Raises:
+        LightningMIError: If the strategy shards the model.
+    """
+    sharded = class_names(trainer.strategy) & SHARDED
+    if sharded:
+        raise LightningMIError(
+            f"strategy: expected a strategy that keeps the whole model in each process, got "
+            f"{sharded.pop()}. {do}"
+        )
 
 
 def facts(trainer: Trainer, model: nn.Module) -> dict[str, Any]:

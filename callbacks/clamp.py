@@ -12,12 +12,11 @@ from torch import Tensor
 from ..circuits.causal.interventions import Prepared, prepare
 from ..circuits.causal.places import At
 from ..circuits.causal.values import Value, mean, value, zero
-from ..errors import ArgumentError, LightningMIError
+from ..errors import ArgumentError
 from ..nodes import MLP, Head, Reader, parse
 from ..task import Task
-from ._base import Callback, LightningModule, Trainer, class_names
-from ._facts import say
-from .monitor import SHARDED
+from ._base import Callback, LightningModule, Trainer
+from ._facts import refuse_sharded, say
 
 __all__ = ["ClampHeads"]
 
@@ -132,12 +131,7 @@ class ClampHeads(Callback):
         Raises:
             LightningMIError: If the strategy shards the model.
         """
-        sharded = class_names(trainer.strategy) & SHARDED
-        if sharded:
-            raise LightningMIError(
-                f"strategy: expected a strategy that keeps the whole model in each process, got "
-                f"{sharded.pop()}. Train with ddp to clamp heads."
-            )
+        refuse_sharded(trainer, "Train with ddp to clamp heads.")
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

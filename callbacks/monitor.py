@@ -17,13 +17,18 @@ from ..progress import quiet
 from ..record import Record
 from ..schedule import Schedule
 from ..task import Task
-from ._base import Callback, LightningModule, Trainer, class_names
-from ._facts import averages_weights, check_writable, is_last, piecewise, training_data
+from ._base import Callback, LightningModule, Trainer
+from ._facts import (
+    averages_weights,
+    check_writable,
+    is_last,
+    piecewise,
+    refuse_sharded,
+    training_data,
+)
 from ._session import Session
 
 __all__ = ["MeasurementMonitor"]
-
-SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy"}
 
 
 class MeasurementMonitor(Callback):
@@ -143,13 +148,10 @@ class MeasurementMonitor(Callback):
             ArgumentError: If the schedule never fires, or two measurements have one name.
         """
         monitors = _monitors(trainer)
-        sharded = class_names(trainer.strategy) & SHARDED
-        if sharded:
-            raise LightningMIError(
-                f"strategy: expected a strategy that keeps the whole model in each process, got "
-                f"{sharded.pop()}. Train with ddp, or measure the checkpoints with "
-                "lightning_mi.sweep afterwards."
-            )
+        refuse_sharded(
+            trainer,
+            "Train with ddp, or measure the checkpoints with lightning_mi.sweep afterwards.",
+        )
         if stage == "fit" and self.schedule.only_validation and not trainer.enable_validation:
             raise ArgumentError.of(
                 "on_validation",

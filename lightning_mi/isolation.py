@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .errors import ModelError
 
-__all__ = ["frozen", "is_compiled", "untouched", "unwrapped"]
+__all__ = ["frozen", "is_compiled", "unfused", "untouched", "unwrapped"]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -120,6 +120,21 @@ def frozen(model: nn.Module) -> Iterator[None]:
         for p, flag in flags:
             if p.requires_grad != flag:
                 p.requires_grad_(flag)
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Switch off the fused path of ``nn.TransformerEncoderLayer``, which calls no module in it.
+
+    Yields:
+        Nothing.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _parameters(modules: list[nn.Module]) -> list[nn.Parameter]:

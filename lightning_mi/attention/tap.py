@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, NoAttentionError, TapError
-from ..isolation import is_compiled, unwrapped
+from ..isolation import is_compiled, unfused, unwrapped
 from .check import Check
 from .observer import CarriedError, Observer, active
 from .site import Site
@@ -265,9 +265,7 @@ def _is_plain_leaf(module: nn.Module) -> bool:
 
 
 def _switch(stack: ExitStack, model: nn.Module, wrapped: bool) -> None:
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    stack.callback(torch.backends.mha.set_fastpath_enabled, before)
+    stack.enter_context(unfused())
     if wrapped or any(is_compiled(module) for module in model.modules()):
         stack.enter_context(torch.compiler.set_stance("force_eager"))
 

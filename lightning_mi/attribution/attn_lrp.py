@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from ..errors import ArgumentError, ModelError, TapError
+from ..isolation import unfused
 from ..target import TargetLike
 from ..task import Task
 from .asking import asking, everything, recipe, slope
@@ -170,9 +171,7 @@ def _propagate(entry: Entry, question: Question, epsilon: float) -> tuple[Tensor
     """Return scores, the size of what is handed back, and what the scores should add up to."""
     rules, rows = Rules(epsilon), everything(entry)
     point, zero = entry.point.requires_grad_(), torch.zeros_like(entry.point)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
+    with unfused():
         with rules:
             outputs = entry.run(point, rows)
         _check_outputs(entry, outputs)
@@ -181,8 +180,6 @@ def _propagate(entry: Entry, question: Question, epsilon: float) -> tuple[Tensor
         start, gradient = _gradients(question, outputs, point, rules)
         with rules.replaying():
             rest = entry.run(zero, rows)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
     scores = widened(gradient) * widened(entry.point)
     handed, taken = (widened(o.detach()) * start for o in (outputs, rest))
     total = handed.flatten(1).sum(1)

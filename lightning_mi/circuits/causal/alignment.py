@@ -15,6 +15,7 @@ from ...behavior import Behavior, BehaviorLike, as_behavior
 from ...errors import ArgumentError
 from ...isolation import frozen, untouched
 from ...task import Task
+from .along import require_gradient
 from .edges import Direction
 from .subspaces import Exchange, SubspacePart
 
@@ -179,13 +180,7 @@ def _learned(
             Q = torch.linalg.qr(free).Q
             metric = exchange.behavior.metric(exchange.outputs(Q)).float()
             loss = ((metric - wanted) / scale).square().mean()
-        if not loss.requires_grad:
-            raise ArgumentError.of(
-                "behavior",
-                expected="a target with a gradient",
-                got=type(exchange.behavior.question).__name__,
-                do="Choose LogitDifference.",
-            )
+        require_gradient(loss, exchange.behavior)
         (free.grad,) = torch.autograd.grad(loss, [free])
         adam.step()
         losses.append(float(loss.detach()))

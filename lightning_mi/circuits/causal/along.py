@@ -14,7 +14,7 @@ from ...errors import ArgumentError
 from .gradients import input_gradients
 from .streams import Inside, Seen, Wiring, repeated
 
-__all__ = ["add_edges", "add_own_edges", "along", "path_of", "total_of"]
+__all__ = ["add_edges", "add_own_edges", "along", "path_of", "require_gradient", "total_of"]
 
 ROWS = 96
 """Most examples in one pass of the *activations* variant: what its memory follows from."""
@@ -69,14 +69,27 @@ def total_of(outputs: Tensor, behavior: Behavior, copies: int) -> Tensor:
     total = outputs.new_zeros(())
     for block in torch.split(outputs, len(behavior)) if copies > 1 else (outputs,):
         total = total + behavior.metric(block).sum()
-    if not total.requires_grad:
+    require_gradient(total, behavior)
+    return total
+
+
+def require_gradient(number: Tensor, behavior: Behavior) -> None:
+    """Refuse a target that no gradient leads from.
+
+    Args:
+        number: What was made of the metric.
+        behavior: What is explained.
+
+    Raises:
+        ArgumentError: If the target has no gradient.
+    """
+    if not number.requires_grad:
         raise ArgumentError.of(
             "behavior",
             expected="a target with a gradient that leads to the model",
             got=type(behavior.question).__name__,
             do="Choose LogitDifference.",
         )
-    return total
 
 
 def path_of(

@@ -20,9 +20,9 @@ from ...errors import ArgumentError
 from ...isolation import frozen, untouched
 from ...measurement import Context
 from ...record import Panel, Reading
-from ...target import Rank
 from ...task import Task
-from .edges import Direction
+from .along import require_gradient
+from .edges import Direction, refuse_rank
 from .patching import OF_HEADS, Entry, Patched, Patcher, checked, panel_of
 from .places import Port
 from .ports import Change
@@ -178,9 +178,7 @@ class _Estimates:
         self.dropped: list[int] = [-1]
         self.nodes: dict[int, Tensor] = {}
         with torch.no_grad():
-            if patcher.what == "residual":
-                patcher.ports.find_streams(patcher.ends[0])
-            patcher.donor, patcher.donor_metric = patcher.see(patcher.ends[1], None)
+            patcher.run_donor()
         keep = recording(patcher.base) if keeps else nullcontext()
         drop = self._dropping() if drops else nullcontext()
         with torch.enable_grad(), keep, drop, _rooted(patcher.model):
@@ -188,13 +186,7 @@ class _Estimates:
                 patcher.ends[0], patcher.sites, self._leaves()
             )
         self.total = patcher.base_metric.sum()
-        if not self.total.requires_grad:
-            raise ArgumentError.of(
-                "behavior",
-                expected="a target with a gradient that leads to the model",
-                got=type(patcher.behavior.question).__name__,
-                do="Choose LogitDifference.",
-            )
+        require_gradient(self.total, patcher.behavior)
         patcher.base.z = {layer: site.z.detach() for layer, site in patcher.sites.items()}
         patcher.base_metric = patcher.base_metric.detach()
 
@@ -411,13 +403,7 @@ def _check(question: object, what: str, corrections: Sequence[str], verify: int)
         raise ArgumentError.of(
             "verify", expected="an int of at least 0", got=repr(verify), do="0 verifies none."
         )
-    if isinstance(question, Rank):
-        raise ArgumentError.of(
-            "behavior",
-            expected="a target with a gradient",
-            got="Rank, which moves in steps",
-            do="Choose LogitDifference, or activation_patching.",
-        )
+    refuse_rank(question, do="Choose LogitDifference, or activation_patching.")
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,11 @@ class Circuit:
         names = [n for n, there in zip(self.graph.writers, used.tolist(), strict=True) if there]
         return (*names, "logits") if bool(own[:, -1].any()) else tuple(names)
 
+    @property
+    def search(self) -> dict[str, Any]:
+        """How it was found, without the marks of the prompts that it was found on."""
+        return {k: v for k, v in self.found_by.items() if k != "prompts"}
+
     def with_mask(self, mask: Tensor) -> Circuit:
         """Return a circuit of the same graph with other edges.
 
@@ -348,7 +353,7 @@ class Circuit:
             "metric",
             {
                 "what": "edges of a circuit",
-                "found_by": {k: v for k, v in self.found_by.items() if k != "prompts"},
+                "found_by": self.search,
                 "writers": [e.writer for e in self.edges],
                 "readers": [e.reader for e in self.edges],
                 "layers": self._layers(),

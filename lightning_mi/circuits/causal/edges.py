@@ -35,6 +35,7 @@ __all__ = [
     "check_edge_arguments",
     "coinciding",
     "edge_attribution",
+    "refuse_rank",
     "wired",
 ]
 
@@ -156,12 +157,25 @@ def check_edge_arguments(behavior: Behavior, steps: int, variant: str, direction
             raise ArgumentError.of(
                 name, expected=f"one of {allowed}", got=repr(value), do="Choose one."
             )
-    if isinstance(behavior.question, Rank):
+    refuse_rank(behavior.question)
+
+
+def refuse_rank(question: object, do: str = "Choose LogitDifference.") -> None:
+    """Refuse a target that moves in steps, before anything is run.
+
+    Args:
+        question: The target.
+        do: What to do instead.
+
+    Raises:
+        ArgumentError: If it is a rank.
+    """
+    if isinstance(question, Rank):
         raise ArgumentError.of(
             "behavior",
             expected="a target with a gradient",
             got="Rank, which moves in steps",
-            do="Choose LogitDifference.",
+            do=do,
         )
 
 

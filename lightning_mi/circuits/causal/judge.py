@@ -69,7 +69,8 @@ class Judge:
             anatomy = bench.wiring.anatomy
             trial = Trial.on(bench, self.seed)
             if trial.reason is not None:
-                return self._undefined(own, trial.reason)
+                blank, convention = self._blank(), self._convention(own)
+                return dataclasses.replace(blank, convention=convention, reason=trial.reason)
             roles, unknown = roles_of(self.circuit, model, own, self.task, anatomy)
             links = links_of(self.circuit, anatomy)
             card = self._judged(trial, mask, scores, roles)
@@ -99,8 +100,8 @@ class Judge:
         graph = self.circuit.graph
         alone, removed = trial.metric([mask, graph.lawful & ~mask])
         nodes = self._removable(mask)
-        size = int(mask.sum())
-        return Scorecard(
+        return dataclasses.replace(
+            self._blank(),
             faithfulness=trial.share(alone),
             rest=trial.share(removed),
             distance=trial.draws.estimate((trial.clean - alone).abs()),
@@ -109,12 +110,6 @@ class Judge:
             ),
             marginals=marginals(trial, mask, nodes[: self.nodes]),
             curve=None if scores is None else curve_of(trial, scores),
-            circuit=self.circuit,
-            edges=size,
-            nodes=len(self.circuit.nodes),
-            bits=description_length(size, graph.n_edges),
-            all_edges=graph.n_edges,
-            all_nodes=len(graph.writers) + 1,
             clean=float(trial.clean.mean()),
             ablated=float(trial.nothing.mean()),
             metric=alone,
@@ -155,7 +150,8 @@ class Judge:
             beyond_untrained=trial.draws.share(gain, trial.whole),
         )
 
-    def _undefined(self, behavior: Behavior, reason: str) -> Scorecard:
+    def _blank(self) -> Scorecard:
+        """Return a card that holds nothing but the circuit and its size."""
         nothing = Estimate(math.nan)
         size, graph = len(self.circuit), self.circuit.graph
         return Scorecard(
@@ -167,17 +163,14 @@ class Judge:
             bits=description_length(size, graph.n_edges),
             all_edges=graph.n_edges,
             all_nodes=len(graph.writers) + 1,
-            convention=self._convention(behavior),
-            reason=reason,
         )
 
     def _convention(self, behavior: Behavior) -> dict[str, object]:
-        found_by = {k: v for k, v in self.circuit.found_by.items() if k != "prompts"}
         return {
             "what": "a circuit judged; shares of clean less ablated metric",
             "direction": "noise",
             "ablation": self.ablation,
-            "found_by": found_by,
+            "found_by": self.circuit.search,
             "behavior": behavior.name,
             "examples": len(behavior),
             "shared_prompts": self._shared(behavior),

@@ -98,12 +98,16 @@ class Patcher:
     def run(self) -> None:
         """Run both ends and keep what is needed of them."""
         with torch.no_grad():
-            if self.what == "residual":
-                self.ports.find_streams(self.ends[0])
-            self.donor, self.donor_metric = self.see(self.ends[1], None)
+            self.run_donor()
             with recording(self.base):
                 self.old, self.base_metric = self.see(self.ends[0], self.sites)
         self.base.z = {layer: site.z for layer, site in self.sites.items()}
+
+    def run_donor(self) -> None:
+        """Run the end that values come from, once it is known where the stream runs."""
+        if self.what == "residual":
+            self.ports.find_streams(self.ends[0])
+        self.donor, self.donor_metric = self.see(self.ends[1], None)
 
     def see(
         self,

@@ -14,6 +14,7 @@ from ...anatomy import Anatomy
 from ...anatomy.tape import named, tensors
 from ...attention.site import widened
 from ...batch import tree_map
+from ...isolation import unfused
 from .places import Port
 from .ports import Change, Ports, block_names, replaced
 from .readings import Asker
@@ -237,11 +238,7 @@ def _kept(value: Any) -> Any:
 def _stubbed(outputs: Mapping[nn.Module, Any]) -> Iterator[None]:
     """Let modules return what they are told, without computing anything."""
     with ExitStack() as stack:
-        # The fused path of nn.TransformerEncoderLayer reads weights and calls no module in it.
-        stack.callback(
-            torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
-        )
-        torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(unfused())
         for module, output in outputs.items():
             own = vars(module)
             if "forward" in own:

@@ -17,6 +17,7 @@ from ...isolation import frozen, untouched
 from ...nodes import MLP, Head, Logits, Reader
 from ...task import Task
 from .edges import Direction, coinciding
+from .patching import shares
 from .places import Residual, as_place
 from .ports import Change, Ports
 
@@ -248,10 +249,8 @@ class Exchange:
         if self.reason is not None:
             return math.nan
         Q = self.orthonormal(basis, strict=False)
-        metric = self.behavior.metric(self.outputs(Q, outside=outside)).float()
-        return float(
-            (metric - self.base_metric).mean() / (self.donor_metric - self.base_metric).mean()
-        )
+        metric = self.behavior.metric(self.outputs(Q, outside=outside))
+        return float(shares(metric[None], self.base_metric, self.donor_metric, "mean"))
 
     def lost(self, R: Tensor, Q: Tensor) -> float:
         """Return the share of the projection of a subspace onto what is not read."""
