@@ -22,7 +22,7 @@ from ...task import Task
 from ..causal import Circuit, Estimate
 from ..causal.bench import Ablation, on_bench
 from .intervals import mean_of
-from .proportions import accuracy, accuracy_difference
+from .proportions import accuracy, accuracy_difference, difference
 
 __all__ = [
     "Asked",
@@ -30,6 +30,7 @@ __all__ = [
     "Characteristics",
     "Characterised",
     "Claim",
+    "asked_of",
     "characterise",
     "characterise_as",
 ]
@@ -217,7 +218,7 @@ def characterise(
     """
     own = as_behavior(behavior)
     with untouched(model) as plain, frozen(plain), torch.no_grad():
-        found = characterise_as(own, "model", _of_model(plain, task), seed=seed)
+        found = characterise_as(own, "model", asked_of(plain, task), seed=seed)
         if circuit is not None:
             found += characterise_as(own, "circuit", _of(circuit, plain, ablation, task), seed=seed)
     about: dict[str, Any] = {"interval": "95 %", "seed": seed}
@@ -308,16 +309,16 @@ def _claim(
     one: Characteristic,
     seed: int,
 ) -> Claim:
-    difference = _difference(expected, rows, values, one, seed)
+    found = _difference(expected, rows, values, one, seed)
     holds = expected.holds({name: value.value for name, value in values.items()})
-    low, high, by = difference.low, difference.high, expected.by
+    low, high, by = found.low, found.high, expected.by
     if expected.relation == "near":
         certain, refuted = -by <= low and high <= by, low > by or high < -by
     elif expected.relation == "above":
         certain, refuted = low > by, high <= by
     else:
         certain, refuted = -high > by, -low <= by
-    return Claim(str(expected), difference, holds, certain, refuted)
+    return Claim(str(expected), found, holds, certain, refuted)
 
 
 def _difference(
@@ -338,19 +339,25 @@ def _difference(
         return accuracy_difference(a, b, paired=paired)
     if paired:
         return mean_of(a - b, seed=seed)
-    other = values[right]
-    value = left.value - other.value
-    below = math.hypot(left.value - left.low, other.high - other.value)
-    above = math.hypot(left.high - left.value, other.value - other.low)
-    return Estimate(value, value - below, value + above)
+    return difference(left, values[right])
 
 
-def _of_model(model: nn.Module, task: Task | None) -> Asked:
+def asked_of(model: nn.Module, task: Task | None) -> Asked:
+    """Return the metric of a model, to be asked for characteristics.
+
+    Args:
+        model: The module inside any wrapper, in evaluation mode.
+        task: How it is called; None calls it with the batch.
+
+    Returns:
+        A function of a behavior, wherever its prompts are; without gradients.
+    """
     home = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def ask(behavior: Behavior) -> Tensor:
         here = behavior.to(home)
-        return here.metric((task or Task()).outputs(model, here.clean))
+        with torch.no_grad():
+            return here.metric((task or Task()).outputs(model, here.clean))
 
     return ask
 

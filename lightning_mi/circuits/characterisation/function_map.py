@@ -20,9 +20,7 @@ from ...record import Panel, Reading
 from ...task import Task
 from ..causal import activation_patching
 from ..causal.edges import Direction
-from ..heads.scored import scored
-from ..readout.copiers import copied
-from ..readout.roles import roles_of
+from ..readout.roles import shared_roles
 
 __all__ = ["FUNCTIONS", "FunctionMap", "Functions", "effective_number", "function_map"]
 
@@ -266,9 +264,7 @@ def _add_roles(
     reasons: dict[str, str],
 ) -> None:
     with torch.no_grad():
-        found = scored(model, context, tokens or RepeatedTokens())
-        shape = found.main.scores["induction"].shape[1:]
-        roles = roles_of(found, copied(model, context, shape), 0.3)
+        found, roles = shared_roles(model, context, tokens or RepeatedTokens())
     for name in functions:
         if name not in roles.excess:
             raise ArgumentError.of(

@@ -4,31 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from ..causal import Estimate
+from ..causal.estimates import Draws, Estimate
 
-__all__ = ["DRAWS", "interval", "mean_of", "share_of"]
-
-DRAWS = 1000
-"""Bootstrap draws of examples."""
-
-
-def interval(draws: Tensor) -> tuple[float, float]:
-    """Return the middle 95 % of bootstrap draws.
-
-    Args:
-        draws: Shape ``[draw]``; NaN is left out.
-
-    Returns:
-        Lower and upper end; NaN where nothing is defined.
-    """
-    known = draws[~draws.isnan()]
-    if not len(known):
-        return math.nan, math.nan
-    ends = torch.quantile(known.double(), torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return float(ends[0]), float(ends[1])
+__all__ = ["mean_of", "share_of"]
 
 
 def mean_of(values: Tensor, *, seed: int = 0) -> Estimate:
@@ -43,13 +23,12 @@ def mean_of(values: Tensor, *, seed: int = 0) -> Estimate:
         The mean and its 95 % interval.
 
     Example:
+        >>> import torch
         >>> mean_of(torch.ones(4))
         Estimate(value=1.0, low=1.0, high=1.0)
     """
     wide = values.detach().double().cpu()
-    if not len(wide):
-        return Estimate(math.nan)
-    return Estimate(float(wide.mean()), *interval(wide[_rows(len(wide), seed)].mean(1)))
+    return Draws(len(wide), seed).estimate(wide) if len(wide) else Estimate(math.nan)
 
 
 def share_of(part: Tensor, whole: Tensor, *, seed: int = 0) -> Estimate:
@@ -64,13 +43,4 @@ def share_of(part: Tensor, whole: Tensor, *, seed: int = 0) -> Estimate:
         The share and its 95 % interval.
     """
     a, b = part.detach().double().cpu(), whole.detach().double().cpu()
-    if not len(a):
-        return Estimate(math.nan)
-    rows = _rows(len(a), seed)
-    drawn = a[rows].mean(1) / b[rows].mean(1)
-    return Estimate(float(a.mean() / b.mean()), *interval(drawn))
-
-
-def _rows(size: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(size, (DRAWS, size), generator=generator)
+    return Draws(len(a), seed).share(a, b) if len(a) else Estimate(math.nan)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..causal import Estimate
 
-__all__ = ["accuracy", "accuracy_difference"]
+__all__ = ["accuracy", "accuracy_difference", "difference"]
 
 Z = 1.959963984540054
 """Two-sided 95 % of the normal distribution."""
@@ -53,12 +53,28 @@ def accuracy_difference(left: Tensor, right: Tensor, *, paired: bool = False) ->
     """
     a, b = accuracy(left), accuracy(right)
     phi = _correlation(left, right) if paired and len(left) == len(right) else 0.0
-    d = a.value - b.value
-    below, above = a.value - a.low, b.high - b.value
-    low = d - math.sqrt(max(0.0, below**2 - 2 * phi * below * above + above**2))
-    below, above = a.high - a.value, b.value - b.low
-    high = d + math.sqrt(max(0.0, below**2 - 2 * phi * below * above + above**2))
-    return Estimate(d, low, high)
+    return difference(a, b, phi)
+
+
+def difference(left: Estimate, right: Estimate, correlation: float = 0.0) -> Estimate:
+    """Return the difference of two numbers, its 95 % interval squared and added from theirs.
+
+    Args:
+        left: A number.
+        right: Another one.
+        correlation: Of the two over examples.
+
+    Returns:
+        left − right.
+    """
+
+    def apart(below: float, above: float) -> float:
+        squared = below**2 - 2 * correlation * below * above + above**2
+        return math.sqrt(max(squared, 0.0))
+
+    d = left.value - right.value
+    low = d - apart(left.value - left.low, right.high - right.value)
+    return Estimate(d, low, d + apart(left.high - left.value, right.value - right.low))
 
 
 def _correlation(left: Tensor, right: Tensor) -> float:

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ...behavior import Behavior, BehaviorLike, as_behavior
+from ...behavior import BehaviorLike, as_behavior
 from ...behaviors import Counting
 from ...behaviors.scenes import GRID, Scenes
 from ...errors import ArgumentError
@@ -19,9 +19,10 @@ from ...measurement import Context
 from ...task import Task
 from ..causal import Estimate
 from ..causal.edges import coinciding
-from ..characterisation.characterising import characterise_as
+from ..characterisation.characterising import asked_of, characterise_as
 from ..characterisation.proportions import accuracy
 from .evidence import Evidence, Line, Verdict
+from .features import feature_line
 from .interchange import Code, Spot, last_linear, untrained_copy
 from .partitions import CELLS, PARTITIONS, Partition, only
 
@@ -173,7 +174,8 @@ class CountingDecompositions:
             null = _Trial(self, behavior, self._spot(other, task))
             found = {name: _compared(name, trial, null) for name in NAMES}
         lines = [*trial.prior(), *found.values(), trial.whole(), trial.total()]
-        lines += _features(behavior, model, task)
+        features = characterise_as(as_behavior(behavior), "model", asked_of(model, task))
+        lines += [feature_line(one, one.name, claimed=False) for one in features]
         reason = _silent(behavior, model, task)
         decision = _decision(lines)
         about = dataclasses.asdict(self) | {
@@ -444,31 +446,6 @@ def _decision(lines: list[Line]) -> str:
     holding = [line.step for line in lines if line.key == "interchange" and line.holds]
     finer = [name for name in holding if name != NAMES["cells"]]
     return " and ".join(finer or holding) or NONE
-
-
-def _features(behavior: Counting, model: nn.Module, task: Task) -> list[Line]:
-    home = next((p for p in model.parameters()), torch.zeros(0))
-
-    def ask(one: Behavior) -> Tensor:
-        here = one.to(home.device)
-        with torch.no_grad():
-            return here.metric(task.outputs(model, here.clean))
-
-    lines = []
-    for one in characterise_as(as_behavior(behavior), "model", ask):
-        told = ", ".join(f"{name} {value}" for name, value in one.values.items())
-        lines.append(
-            Line(
-                "characterisation",
-                "model",
-                one.name,
-                f"{one.statement} ({told})",
-                math.nan if one.reason else float(one.holds),
-                unit="holds",
-                reason=one.reason,
-            )
-        )
-    return lines
 
 
 def _silent(behavior: Counting, model: nn.Module, task: Task) -> str | None:

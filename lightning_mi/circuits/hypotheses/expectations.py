@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import ArgumentError
 from ..readout import logit_attribution
 from ..readout.roles import ROLES
-from .subject import Subject
+from .subject import Subject, index_of
 
 __all__ = ["Attends", "Copies", "Looks", "Prior", "Scored", "Writes"]
 
@@ -292,7 +292,7 @@ class Writes:
         )
         values = _blank(subject, kind)
         for part in subject.heads if kind == "head" else subject.mlps:
-            values[_index(part)] = share.get(str(part), math.nan)
+            values[index_of(part)] = share.get(str(part), math.nan)
         return Scored(values, torch.zeros_like(values), values)
 
 
@@ -316,11 +316,6 @@ def _blank(subject: Subject, kind: str) -> Tensor:
 def _none(subject: Subject, kind: str, reason: str) -> Scored:
     nothing = _blank(subject, kind)
     return Scored(nothing, nothing, nothing, reason)
-
-
-def _index(part: object) -> tuple[int, ...]:
-    layer, head = getattr(part, "layer", 0), getattr(part, "head", None)
-    return (layer,) if head is None else (layer, head)
 
 
 def _need_heads(kind: str, what: str) -> None:

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from ...behavior import Behavior
 from ...nodes import Head
-from ...task import Task
 from ..causal import At, Value, intervene, mean
 from ..causal.places import Part as Place
-from ..characterisation.characterising import Characterised, characterise_as
+from ..characterisation.characterising import Characterised, asked_of, characterise_as
 from .evidence import Line
 from .subject import Part, Subject
 
-__all__ = ["feature_lines"]
+__all__ = ["feature_line", "feature_lines"]
 
 
 def feature_lines(subject: Subject, parts: Sequence[Part]) -> list[Line]:
@@ -31,52 +30,43 @@ def feature_lines(subject: Subject, parts: Sequence[Part]) -> list[Line]:
     Returns:
         The lines. Those of the model are claims; those of the heads alone are told without one.
     """
-    found = characterise_as(subject.behavior, "model", _whole(subject))
+    ask = asked_of(subject.model, subject.task)
+    found = characterise_as(subject.behavior, "model", ask)
     others = [head for head in subject.heads if head not in parts]
     kept = [part for part in parts if isinstance(part, Head)]
-    lines = [_line(one, True) for one in found]
+    lines = [feature_line(one, one.name, claimed=True) for one in found]
     if kept and others:
-        alone = characterise_as(subject.behavior, "its heads alone", _alone(subject, others))
-        lines += [_line(one, False) for one in alone]
+
+        def without(behavior: Behavior) -> Tensor:
+            here = behavior.to(subject.context.device)
+            gone: dict[Place | At, Value] = dict.fromkeys(others, mean(here))
+            known, task = subject.anatomy, subject.task
+            with torch.no_grad(), intervene(subject.model, gone, task=task, anatomy=known):
+                return ask(here)
+
+        alone = characterise_as(subject.behavior, "its heads alone", without)
+        lines += [feature_line(one, f"{one.name}_alone", claimed=False) for one in alone]
     return lines
 
 
-def _whole(subject: Subject) -> _Ask:
-    return _Ask(subject, ())
+def feature_line(one: Characterised, key: str, *, claimed: bool) -> Line:
+    """Return what came out of one characteristic as a line of evidence.
 
+    Args:
+        one: What came out.
+        key: Short name of the line.
+        claimed: Whether the hypothesis claims it; else it is told without a claim.
 
-def _alone(subject: Subject, others: Sequence[Head]) -> _Ask:
-    return _Ask(subject, tuple(others))
-
-
-class _Ask:
-    """Returns the metric of clean prompts while some heads are cut."""
-
-    def __init__(self, subject: Subject, cut: tuple[Head, ...]) -> None:
-        self.subject, self.cut = subject, cut
-
-    def __call__(self, behavior: Behavior) -> Tensor:
-        """Ask."""
-        subject = self.subject
-        here = behavior.to(subject.context.device)
-        task = subject.task or Task()
-        with torch.no_grad():
-            if not self.cut:
-                return here.metric(task.outputs(subject.model, here.clean))
-            gone: dict[Place | At, Value] = dict.fromkeys(self.cut, mean(here))
-            with intervene(subject.model, gone, task=subject.task, anatomy=subject.anatomy):
-                return here.metric(task.outputs(subject.model, here.clean))
-
-
-def _line(one: Characterised, claimed: bool) -> Line:
+    Returns:
+        The line.
+    """
     told = ", ".join(f"{name} {value}" for name, value in one.values.items())
-    values = [abs(claim.difference.value) for claim in one.claims]
     return Line(
         "characterisation",
         one.whose,
-        one.name if claimed else f"{one.name}_alone",
+        key,
         f"{one.statement} ({told})",
-        float(one.holds) if one.reason is None and values else math.nan,
+        float(one.holds) if one.reason is None else math.nan,
         1.0 if claimed else math.nan,
         holds=one.holds if claimed else None,
         unit="holds",

@@ -22,7 +22,7 @@ from .cuts import Removes
 from .evidence import Evidence, Line
 from .expectations import Attends, Copies, Looks, Prior, Scored, Writes
 from .features import feature_lines
-from .subject import Part, Subject
+from .subject import Part, Subject, index_of
 
 __all__ = ["CircuitHypothesis", "Step"]
 
@@ -196,9 +196,9 @@ def _found(subject: Subject, step: Step) -> tuple[tuple[Part, ...], Tensor, list
         return every, torch.zeros(0), []
     scores = [(prior, prior.score(subject, step.kind)) for prior in step.prior]
     fit = torch.stack([s.excess - p.margin for p, s in scores]).amin(0)
-    fit = torch.where(torch.stack([s.excess for _, s in scores]).isnan().any(0), math.nan, fit)
-    order = sorted((p for p in every if float(fit[_at(p)]) >= 0), key=lambda p: -float(fit[_at(p)]))
-    parts = tuple(order if step.at_most is None else order[: step.at_most])
+    fits = {p: float(fit[index_of(p)]) for p in every}
+    order = sorted((p for p in every if fits[p] >= 0), key=fits.__getitem__, reverse=True)
+    parts = tuple(order[: step.at_most])
     return parts, fit, [_line(step, parts, fit, p, s) for p, s in scores]
 
 
@@ -229,7 +229,3 @@ def _line(step: Step, parts: Sequence[Part], fit: Tensor, prior: Before, scores:
         components=names,
         reason=reason if not known else None,
     )
-
-
-def _at(part: Part) -> tuple[int, ...]:
-    return (part.layer, part.head) if isinstance(part, Head) else (part.layer,)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -26,12 +25,11 @@ from ..causal.edges import coinciding
 from ..causal.places import At
 from ..causal.places import Part as Place
 from ..causal.values import Value, from_run
-from ..heads.scored import scored
 from ..readout import Roles
-from ..readout.copiers import copied
-from ..readout.roles import roles_of
+from ..readout.roles import shared_roles
+from ..weights.copying import table
 
-__all__ = ["Cut", "Part", "Subject"]
+__all__ = ["CUTS", "Cut", "Part", "Subject", "index_of"]
 
 Cut: TypeAlias = Literal["mean", "zero", "corrupted"]
 """What is put in the place of what a part writes."""
@@ -93,9 +91,7 @@ class Subject:
             return "head scores are defined by repeated tokens, and this model reads none"
         try:
             with torch.no_grad():
-                found = scored(self.model, self.context, self.tokens)
-                shape = found.main.scores["induction"].shape[1:]
-                return roles_of(found, copied(self.model, self.context, shape), 0.3)
+                return shared_roles(self.model, self.context, self.tokens)[1]
         except LightningMIError as error:
             # Head scores ask more of a model than circuits do, for example room for repetitions.
             return str(error)
@@ -264,11 +260,16 @@ class Subject:
 
         with tap(self.model, visit=visit, keep=False), torch.no_grad():
             (self.task or Task()).outputs(self.model, self.behavior.clean)
-        return _table(rows), _table(nulls)
+        return table(rows), table(nulls)
 
 
-def _table(rows: list[Tensor]) -> Tensor:
-    """Return values by layer as one table, NaN where a layer has fewer heads."""
-    heads = max(len(row) for row in rows)
-    pad = torch.nn.functional.pad
-    return torch.stack([pad(row, (0, heads - len(row)), value=math.nan) for row in rows])
+def index_of(part: Part) -> tuple[int, ...]:
+    """Return where a part stands in a table of its kind.
+
+    Args:
+        part: A head or an MLP.
+
+    Returns:
+        (layer, head) of a head, (layer,) of an MLP.
+    """
+    return (part.layer, part.head) if isinstance(part, Head) else (part.layer,)

@@ -20,7 +20,7 @@ from ...task import Task
 from ..heads.scored import Scored, scored
 from .copiers import Copied, copied
 
-__all__ = ["ROLES", "HeadRoles", "Roles", "head_roles"]
+__all__ = ["ROLES", "HeadRoles", "Roles", "head_roles", "shared_roles"]
 
 ROLES = {
     "induction": "induction",
@@ -154,9 +154,27 @@ def head_roles(
         if anatomy is not None:
             known = anatomy
             context.shared("anatomy", lambda: known)
-        found = scored(plain, context, RepeatedTokens() if tokens is None else tokens)
-        shape = found.main.scores["induction"].shape[1:]
-        return roles_of(found, copied(plain, context, shape), margin)
+        given = RepeatedTokens() if tokens is None else tokens
+        return shared_roles(plain, context, given, margin)[1]
+
+
+def shared_roles(
+    model: nn.Module, context: Context, tokens: RepeatedTokens, margin: float = MARGIN
+) -> tuple[Scored, Roles]:
+    """Return the roles of heads and the scores they rest on, both found once a firing.
+
+    Args:
+        model: The user's model, in evaluation mode.
+        context: Task and memo.
+        tokens: The protocol of head scores.
+        margin: Smallest excess that makes a role.
+
+    Returns:
+        Scores and roles.
+    """
+    found = scored(model, context, tokens)
+    shape = found.main.scores["induction"].shape[1:]
+    return found, roles_of(found, copied(model, context, shape), margin)
 
 
 def roles_of(found: Scored, copying: Copied, margin: float) -> Roles:
@@ -250,9 +268,7 @@ class HeadRoles:
         Returns:
             Names to panels.
         """
-        found = scored(model, context, self.tokens)
-        shape = found.main.scores["induction"].shape[1:]
-        roles = roles_of(found, copied(model, context, shape), self.margin)
+        found, roles = shared_roles(model, context, self.tokens, self.margin)
         panels: dict[str, Panel] = {}
         for role in roles.excess:
             panels[role] = _panel(role, roles, found)

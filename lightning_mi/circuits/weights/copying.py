@@ -26,7 +26,7 @@ from .tokens import Vocabulary, vocabulary
 if TYPE_CHECKING:
     from ...anatomy import Anatomy
 
-__all__ = ["KINDS", "Copying", "copying_null", "copying_score", "matching_score"]
+__all__ = ["KINDS", "Copying", "copying_null", "copying_score", "matching_score", "table"]
 
 KINDS = ("eigenvalue", "logit", "top_k", "argmax")
 
