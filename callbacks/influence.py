@@ -402,7 +402,5 @@ def affordable(tracin: Any, passes: float, available: int) -> Any:
     return dataclasses.replace(tracin, candidates=chosen, top=top)
 
 
-def _count(candidates: int | Sequence[int] | None) -> int:
-    if candidates is None:
-        return 0
+def _count(candidates: int | Sequence[int]) -> int:
     return candidates if isinstance(candidates, int) else len(candidates)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..isolation import untouched
 from ..measurement import IndexedData
-from ..target import Loss, Target
+from ..target import Loss
 from .choosing import as_solver
 from .data import as_indexed, chosen, chunks, passes
 from .objective import Objective, as_objective
@@ -309,24 +308,6 @@ class Job:
         }
 
 
-def query_gradients(
-    point: Point, objective: Objective, query: Target, batches: Iterable[Any]
-) -> Tensor:
-    """Return ∇L_q for each query.
-
-    Args:
-        point: The model.
-        objective: Gives outputs.
-        query: What is asked about.
-        batches: One query each.
-
-    Returns:
-        Shape ``[query, P]``, double precision.
-    """
-    losses = partial(objective.query_losses, query=query)
-    return torch.stack([mean_gradient(point, losses, [batch]) for batch in batches])
-
-
 def regularizer_gradient(point: Point, objective: Objective) -> Tensor:
     """Return ∇R.
 
@@ -341,19 +322,6 @@ def regularizer_gradient(point: Point, objective: Objective) -> Tensor:
     if value is None:
         return torch.zeros(point.size, dtype=wide(point.device), device=point.device)
     return point.flat(point.gradient(value))
-
-
-def singles(data: IndexedData, point: Point) -> Iterator[Any]:
-    """Yield each example as a batch of one, so that no other can pad it.
-
-    Args:
-        data: The examples.
-        point: Where the model is.
-
-    Returns:
-        The batches.
-    """
-    return chunks(data, range(len(data)), 1, point)
 
 
 def shares_of_extremes(
