@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from ..target import Target
 from .blocks import dense_all
 from .data import chunks, of_one_shape
 from .gathered import Gathered
-from .objective import Objective
+from .objective import Objective, turned
 from .per_example import mean_gradient
 from .point import Point
 
@@ -81,11 +80,6 @@ def _rows(
         if query is None:
             pieces = gathered.own(batch)
         else:
-            pieces = gathered.of(batch, partial(_turned, query, batch))
+            pieces = gathered.of(batch, partial(turned, query, batch=batch))
         rows.append(dense_all(gathered.blocks, pieces, batch_size(batch), point.size))
     return torch.cat(rows)
-
-
-def _turned(query: Target, batch: Any, outputs: Tensor) -> Tensor:
-    value = query(outputs, batch)
-    return -value if query.higher_is_better else value

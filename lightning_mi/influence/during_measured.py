@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import ArgumentError
 from ..measurement import Context
@@ -20,9 +19,9 @@ from .per_example import gradient_dots
 from .point import Point
 from .queries import QueryLike, orientation_of, queries_of, question_gradients
 from .result import InfluenceScores
-from .scores import shares_of_extremes
+from .scores import shares_of_queries
 from .shown import shown_panels
-from .trajectory import FIXED, check_count
+from .trajectory import check_count, firing_cost
 
 __all__ = ["FACTORS", "TrainingInfluence"]
 
@@ -107,19 +106,9 @@ class TrainingInfluence:
             return empty.reading()
         solution = factors.inverse()(asked.gradients)
         vectors = solution.vectors / len(data)
-
-        def losses(model: nn.Module, batch: Any) -> Tensor:
-            return goal.losses(goal.outputs(model, batch), batch)
-
-        values = gradient_dots(
-            point, losses, chunks(data, indices, self.batch_size, point), vectors
-        ).T
-        tokens = None
-        if goal.next_token is not None and self.top > 0:
-            one = shares_of_extremes(
-                point, goal, data, indices, values[0], vectors[0], 0.0, self.top
-            )
-            tokens = (one,)
+        batches = chunks(data, indices, self.batch_size, point)
+        values = gradient_dots(point, goal.example_losses, batches, vectors).T
+        tokens = shares_of_queries(point, goal, data, indices, values[:1], vectors[:1], self.top)
         result = InfluenceScores(
             values.cpu(),
             *common,
@@ -149,9 +138,7 @@ class TrainingInfluence:
         Returns:
             Candidates, queries, the shown examples twice, and a few more.
         """
-        many = available if self.candidates is None else self.candidates
-        scored = many if isinstance(many, int) else len(many)
-        return scored + self.queries + 2 * min(2 * self.top, scored) + FIXED
+        return firing_cost(self.candidates, self.queries, self.top, available)
 
 
 def _missing() -> tuple[TrainingFactors, float | None]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..attribution import drift
 from ..record import Panel, Record
 from ..series import named
+from .result import columns_of
 
 __all__ = ["RankingChange", "ranking_change"]
 
@@ -102,7 +103,7 @@ def _common(before: Panel, now: Panel) -> tuple[Tensor, Tensor]:
     a, b = (list(p.coords["train_example"]) for p in (before, now))
     known = set(a)
     both = [i for i in b if i in known]
-    return before.values[:, [a.index(i) for i in both]], now.values[:, [b.index(i) for i in both]]
+    return before.values[:, columns_of(a, both)], now.values[:, columns_of(b, both)]
 
 
 def _jaccard(a: Tensor, b: Tensor, k: int) -> float:

@@ -235,29 +235,21 @@ class Gathered:
 
     def own(self, batch: Any) -> list[Piece]:
         """Return the gradients of the losses of a batch alone."""
-        return self._read(batch, lambda out: [self._slope(out, batch)])
+        return self.of(batch, partial(self.objective.losses, batch=batch))
 
     def of(self, batch: Any, scalar: Callable[[Tensor], Tensor]) -> list[Piece]:
         """Return the gradients of a function of the outputs ``[example, …] -> [example]``."""
-
-        def cotangents(outputs: Tensor) -> list[Tensor]:
-            with torch.enable_grad():
-                free = outputs.requires_grad_()
-                value = scalar(free).sum()
-                if not value.requires_grad:
-                    return [torch.zeros_like(outputs)]
-                return [torch.autograd.grad(value, free)[0]]
-
-        return self._read(batch, cotangents)
+        return self._read(batch, lambda outputs: [_slope(outputs, scalar)])
 
     def _chunk(self, batch: Any, start: int) -> Chunk:
         counts: list[int] = []
+        losses_of = partial(self.objective.losses, batch=batch)
 
         def cotangents(outputs: Tensor) -> list[Tensor]:
             if self.labels == "true":
                 counts.append(1)
                 self.used = "true"
-                return [self._slope(outputs, batch)]
+                return [_slope(outputs, losses_of)]
             places: Sequence[int] = range(start, start + len(outputs))
             if self.places is not None:
                 places = self.places[start : start + len(outputs)]
@@ -265,21 +257,13 @@ class Gathered:
                 self.objective, outputs, batch, self.labels, places, self.seed
             )
             counts.append(len(columns))
-            return [*columns, self._slope(outputs, batch)] if self.with_losses else columns
+            return [*columns, _slope(outputs, losses_of)] if self.with_losses else columns
 
         pieces = self._read(batch, cotangents)
         k = counts[0]
         losses = pieces if self.labels == "true" else [p.part(slice(k, k + 1)) for p in pieces]
         curvature = pieces if self.labels == "true" else [p.part(slice(0, k)) for p in pieces]
         return Chunk(curvature, losses, batch_size(batch))
-
-    def _slope(self, outputs: Tensor, batch: Any) -> Tensor:
-        with torch.enable_grad():
-            free = outputs.detach().requires_grad_()
-            value = self.objective.losses(free, batch).sum()
-            if not value.requires_grad:
-                return torch.zeros_like(outputs)
-            return torch.autograd.grad(value, free)[0]
 
     def _read(self, batch: Any, cotangents: Callable[[Tensor], list[Tensor]]) -> list[Piece]:
         read = self._reader.read(batch, cotangents)
@@ -311,6 +295,16 @@ class Gathered:
                 for name, each in _pulled(out, [v[i : i + 1] for v in vectors], leaves).items():
                     rows[name].append(each)
         return [Vector(n, torch.stack(r, 1)) for n, r in rows.items()]
+
+
+def _slope(outputs: Tensor, scalar: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the gradients of a function of the outputs ``[example, …] -> [example]`` in them."""
+    with torch.enable_grad():
+        free = outputs.detach().requires_grad_()
+        value = scalar(free).sum()
+        if not value.requires_grad:
+            return torch.zeros_like(outputs)
+        return torch.autograd.grad(value, free)[0]
 
 
 def _pulled(out: Tensor, vectors: list[Tensor], leaves: dict[str, Tensor]) -> dict[str, Tensor]:

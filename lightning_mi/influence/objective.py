@@ -116,6 +116,18 @@ class Objective:
         """
         return self.task.loss(outputs, batch)
 
+    def example_losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return ℓᵢ of a batch that the model is yet to be run on.
+
+        Args:
+            model: The model.
+            batch: The batch.
+
+        Returns:
+            Shape ``[example]``.
+        """
+        return self.losses(self.outputs(model, batch), batch)
+
     def regularization(self, model: nn.Module) -> Tensor | None:
         """Return R(θ), or None where there is none.
 
@@ -157,8 +169,7 @@ class Objective:
         if self._foreign is not None and isinstance(query, Loss):
             value = self._foreign.test_loss(model=model, params=_flat(model), batch=batch)
             return torch.as_tensor(value).reshape(1)
-        value = query(self.outputs(model, batch), batch)
-        return -value if query.higher_is_better else value
+        return turned(query, self.outputs(model, batch), batch)
 
     def asks_by_itself(self, query: Target) -> bool:
         """Say whether a query is more than a function of the model's outputs on a batch.
@@ -212,6 +223,21 @@ def as_objective(objective: Any) -> Objective:
         The objective.
     """
     return objective if isinstance(objective, Objective) else Objective(objective)
+
+
+def turned(query: Target, outputs: Tensor, batch: Any) -> Tensor:
+    """Return a query of each example, turned so that less of it is better.
+
+    Args:
+        query: What is asked about.
+        outputs: Of the model.
+        batch: The batch of queries.
+
+    Returns:
+        Shape ``[example]``.
+    """
+    value = query(outputs, batch)
+    return -value if query.higher_is_better else value
 
 
 def _flat(model: nn.Module) -> Tensor:

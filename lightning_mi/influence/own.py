@@ -17,7 +17,7 @@ from .data import as_indexed, chosen
 from .objective import Objective, as_objective
 from .point import Point
 from .products import CurvatureKind
-from .result import InfluenceScores
+from .result import InfluenceScores, columns_of
 from .scores import Job
 from .solvers import Solver, prepared
 
@@ -140,8 +140,7 @@ def relatif(scores: InfluenceScores, own: InfluenceScores) -> InfluenceScores:
             got=own.method if not missing else f"no score of example {min(missing)}",
             do="Call self_influence with the same candidates.",
         )
-    place = {index: column for column, index in enumerate(own.indices)}
-    lengths = own.values[0, [place[i] for i in scores.indices]].clamp(min=0).sqrt()
+    lengths = own.values[0, columns_of(own.indices, scores.indices)].clamp(min=0).sqrt()
     values = torch.where(lengths > 0, scores.values / lengths, _nan(scores.values))
     details = {**scores.details, "scale": "1/n, over the root of self-influence"}
     return dataclasses.replace(scores, values=values, details=details, tokens=None)

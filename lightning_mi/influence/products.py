@@ -196,7 +196,7 @@ class Curvature:
             return total / self.examples + self._regularizer(vectors) + self.damping * vectors
 
     def _hessian(self, batch: Any, vectors: Tensor) -> Tensor:
-        losses = self.point.call(lambda m: self._losses(m, batch))
+        losses = self.point.call(lambda m: self.objective.example_losses(m, batch))
         return self._second(losses.sum(), vectors)
 
     def _gauss_newton(self, batch: Any, vectors: Tensor) -> Tensor:
@@ -226,9 +226,6 @@ class Curvature:
             total = torch.stack([(g * t).sum() for g, t in zip(gradient, tangents, strict=True)])
             rows.append(self.point.flat(self.point.gradient(total.sum(), retain_graph=True)))
         return torch.stack(rows)
-
-    def _losses(self, model: Any, batch: Any) -> Tensor:
-        return self.objective.losses(self.objective.outputs(model, batch), batch)
 
 
 def _grad(value: Tensor, at: Tensor, **options: Any) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -223,12 +222,6 @@ def slope_along(
     """
     ends = []
     for sign in (1.0, -1.0):
-        moved = copy.copy(point)
-        parts = point.shaped(direction * (sign * length))
-        moved.parameters = {
-            n: (p.detach() + d).requires_grad_()
-            for (n, p), d in zip(point.parameters.items(), parts, strict=True)
-        }
-        moved.copied = True
+        moved = point.moved(direction * (sign * length))
         ends.append(float(value(moved).detach().double()))
     return (ends[0] - ends[1]) / (2 * length)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +118,20 @@ class InfluenceScores:
                 self.gradient_norm, of="mean loss + regularizer", query_norm=self.query_norm
             )
         return panels
+
+
+def columns_of(indices: Sequence[int], wanted: Iterable[int]) -> list[int]:
+    """Return where some dataset indices stand.
+
+    Args:
+        indices: Dataset index of each column.
+        wanted: Some of them.
+
+    Returns:
+        The column of each.
+    """
+    place = {index: column for column, index in enumerate(indices)}
+    return [place[i] for i in wanted]
 
 
 def extremes(scores: Tensor, k: int) -> tuple[list[int], list[int]]:

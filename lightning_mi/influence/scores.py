@@ -197,7 +197,16 @@ class Job:
             tuple(indices),
             len(self.train),
             "influence function",
-            self._tokens(point, indices, values, vectors, constants),
+            shares_of_queries(
+                point,
+                self.objective,
+                self.train,
+                indices,
+                values,
+                vectors,
+                self.shown,
+                constants.tolist(),
+            ),
             solution.residual.cpu(),
             solution.stopped,
             float((mean + own).norm()),
@@ -226,11 +235,12 @@ class Job:
             else:  # What is not kept is not gathered for the one and again for the other.
                 dots, total = curvature.gathered().stream(self._chunks(point, indices), vectors)
             return dots, total / len(sample)
-        dots = gradient_dots(point, self.losses, self._chunks(point, indices), vectors)
+        losses = self.objective.example_losses
+        dots = gradient_dots(point, losses, self._chunks(point, indices), vectors)
         if known is not None:
             return dots, known.mean()
         batches = curvature.batches()
-        return dots, mean_gradient(point, self.losses, batches, 1 / len(sample))
+        return dots, mean_gradient(point, losses, batches, 1 / len(sample))
 
     def curvature_at(self, point: Point, sample: Sequence[int]) -> Curvature:
         """Return the curvature of the mean loss of some training examples.
@@ -254,36 +264,8 @@ class Job:
             subset=lambda places: self._chunks(point, [sample[i] for i in places]),
         )
 
-    def losses(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return ℓᵢ of a batch.
-
-        Args:
-            model: The model.
-            batch: The batch.
-
-        Returns:
-            Shape ``[example]``.
-        """
-        return self.objective.losses(self.objective.outputs(model, batch), batch)
-
     def _chunks(self, point: Point, indices: Sequence[int]) -> Iterator[Any]:
         return chunks(self.train, indices, self.batch_size, point)
-
-    def _tokens(
-        self,
-        point: Point,
-        indices: Sequence[int],
-        values: Tensor,
-        vectors: Tensor,
-        constants: Tensor,
-    ) -> tuple[TokenShares, ...] | None:
-        if self.objective.next_token is None or self.shown < 1:
-            return None
-        pairs = zip(values, vectors, constants.tolist(), strict=True)
-        return tuple(
-            shares_of_extremes(point, self.objective, self.train, indices, *pair, self.shown)
-            for pair in pairs
-        )
 
     def _asked(self, indices: list[int]) -> InfluenceScores:
         rows = [
@@ -322,6 +304,40 @@ def regularizer_gradient(point: Point, objective: Objective) -> Tensor:
     if value is None:
         return torch.zeros(point.size, dtype=wide(point.device), device=point.device)
     return point.flat(point.gradient(value))
+
+
+def shares_of_queries(
+    point: Point,
+    objective: Objective,
+    data: IndexedData,
+    indices: Sequence[int],
+    values: Tensor,
+    directions: Tensor,
+    k: int,
+    constants: Sequence[float] | None = None,
+) -> tuple[TokenShares, ...] | None:
+    """Split the k highest and the k lowest scores of each query over tokens.
+
+    Args:
+        point: The model.
+        objective: Losses.
+        data: The training examples.
+        indices: Dataset index of each score.
+        values: The scores ``[query, train_example]``.
+        directions: Their directions in parameter space, ``[query, P]``.
+        k: How many of each.
+        constants: What the scores of each query contain beside it; None is nothing.
+
+    Returns:
+        One for each query; None where the task predicts no tokens or none are wanted.
+    """
+    if objective.next_token is None or k < 1:
+        return None
+    beside = [0.0] * len(values) if constants is None else constants
+    return tuple(
+        shares_of_extremes(point, objective, data, indices, *row, k)
+        for row in zip(values, directions, beside, strict=True)
+    )
 
 
 def shares_of_extremes(

@@ -189,10 +189,8 @@ def _dots(
     vectors: Tensor,
     size: int | None,
 ) -> Tensor:
-    def losses(model: nn.Module, batch: Any) -> Tensor:
-        return objective.losses(objective.outputs(model, batch), batch)
-
-    return gradient_dots(point, losses, chunks(data, indices, size, point), vectors).T
+    batches = chunks(data, indices, size, point)
+    return gradient_dots(point, objective.example_losses, batches, vectors).T
 
 
 class _Joined(Gathered):

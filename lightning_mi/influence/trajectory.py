@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from .per_example import gradient_dots
 from .point import Point, wide
 from .queries import Asked, QueryLike, asked_data, orientation_of, queries_of, question_gradients
 from .result import InfluenceScores
-from .scores import shares_of_extremes
+from .scores import shares_of_queries
 from .shown import shown_panels
 from .trajectory_checkpoints import State, states_of
 from .trajectory_rates import RATES, Rates
@@ -207,9 +207,24 @@ class TracIn:
             Candidates, queries, the shown examples (twice: they are differentiated twice) and
             `FIXED`. A pass here takes about 1.1 to 1.4 times a pass of training.
         """
-        many = available if self.candidates is None else self.candidates
-        scored = many if isinstance(many, int) else len(many)
-        return scored + self.queries + 2 * min(2 * self.top, scored) + FIXED
+        return firing_cost(self.candidates, self.queries, self.top, available)
+
+
+def firing_cost(candidates: Candidates, queries: int, top: int, available: int) -> int:
+    """Return what a measurement of all candidates costs, in passes of one example.
+
+    Args:
+        candidates: Training examples that are scored.
+        queries: Examples that are asked about.
+        top: Proponents and opponents that are shown.
+        available: Length of the dataset, counted where ``candidates`` is None.
+
+    Returns:
+        Forward and backward passes.
+    """
+    many = available if candidates is None else candidates
+    scored = many if isinstance(many, int) else len(many)
+    return scored + queries + 2 * min(2 * top, scored) + FIXED
 
 
 def _check_each(each: str) -> None:
@@ -241,7 +256,9 @@ def _along(
             asked = question_gradients(point, goal, query, queried, batch_size)
             found = _scores(point, goal, data, indices, asked, state.rates, 0, batch_size)
         total = found.values * weight + (0 if total is None else total)
-        kept.append({"step": state.step, "weight": weight, **_rate_facts(found.details)})
+        kept.append(
+            {"step": state.step, "weight": weight, "learning_rate": found.details["learning_rate"]}
+        )
     if found is None or total is None:
         raise ArgumentError.of(
             "checkpoints", expected="at least one checkpoint", got="none", do="Save some."
@@ -253,10 +270,6 @@ def _along(
     return dataclasses.replace(
         found, values=total, details=facts, orientation=orientation_of(query), method="tracin"
     )
-
-
-def _rate_facts(details: Mapping[str, Any]) -> dict[str, Any]:
-    return {"learning_rate": details["learning_rate"]}
 
 
 def _no_optimizer() -> Rates:
@@ -297,17 +310,11 @@ def _scores(
     split: int | None = None,
 ) -> InfluenceScores:
     directions = asked.gradients * _rates(point, rates)
-
-    def losses(model: nn.Module, batch: Any) -> Tensor:
-        return objective.losses(objective.outputs(model, batch), batch)
-
-    values = gradient_dots(point, losses, chunks(data, indices, batch_size, point), directions).T
-    tokens = None
-    if objective.next_token is not None and shown > 0:
-        tokens = tuple(
-            shares_of_extremes(point, objective, data, indices, v, d, 0.0, shown)
-            for v, d in list(zip(values, directions, strict=True))[:split]
-        )
+    batches = chunks(data, indices, batch_size, point)
+    values = gradient_dots(point, objective.example_losses, batches, directions).T
+    tokens = shares_of_queries(
+        point, objective, data, indices, values[:split], directions[:split], shown
+    )
     return InfluenceScores(
         values.cpu(),
         tuple(indices),

@@ -13,7 +13,7 @@ from ...errors import ArgumentError
 from ...record import Panel, Reading
 from ..result import InfluenceScores
 from .ranking import Estimate, bootstrap, mean_known
-from .retraining import RetrainLike, as_retraining
+from .retraining import RetrainLike, as_retraining, check_queries
 
 __all__ = ["Brittleness", "brittleness"]
 
@@ -67,13 +67,7 @@ def brittleness(
     jobs = [(part, s) for part in parts for s in seeds]
     losses = as_retraining(retrain)(jobs, "removing proponents")
     losses = losses.reshape(len(parts), len(seeds), -1).mean(1)
-    if losses.shape[1] != len(scores.values):
-        raise ArgumentError.of(
-            "retrain",
-            expected=f"losses of {len(scores.values)} queries, as many as have scores",
-            got=losses.shape[1],
-            do="Ask the same queries of the retrained models.",
-        )
+    check_queries(scores, losses.shape[1])
     shaped = (losses[1:] - losses[0]).reshape(len(rows), 2, len(counts), -1)
     own = torch.stack([shaped[i, :, :, row] for i, row in enumerate(rows)])
     return Brittleness(own[:, 0], own[:, 1], tuple(counts), tuple(rows))

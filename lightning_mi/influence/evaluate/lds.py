@@ -15,7 +15,7 @@ from ...errors import ArgumentError
 from ...record import Panel, Reading, scalar
 from ..result import InfluenceScores
 from .ranking import FEWEST, Estimate, bootstrap, mean_known, spearman
-from .retraining import RetrainLike, as_retraining
+from .retraining import RetrainLike, as_retraining, check_queries
 
 __all__ = ["LDS", "Subsets", "lds", "retrain_subsets"]
 
@@ -276,14 +276,7 @@ def _members(
 
 
 def _check_fit(scores: InfluenceScores, known: Subsets) -> None:
-    queries = known.losses.shape[2]
-    if len(scores.values) != queries:
-        raise ArgumentError.of(
-            "retrain",
-            expected=f"losses of {len(scores.values)} queries, as many as have scores",
-            got=queries,
-            do="Ask the same queries of the retrained models.",
-        )
+    check_queries(scores, known.losses.shape[2])
     if known.members.shape[1] != scores.n:
         raise ArgumentError.of(
             "retrain",

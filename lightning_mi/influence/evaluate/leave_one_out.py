@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ...errors import ArgumentError
 from ...record import Panel, Reading, scalar
-from ..result import InfluenceScores
+from ..result import InfluenceScores, columns_of
 from .ranking import FEWEST, Estimate, bootstrap, mean_known, pearson, slopes, spearman
-from .retraining import RetrainLike, as_retraining
+from .retraining import RetrainLike, as_retraining, check_queries
 
 __all__ = ["Agreement", "agreement", "leave_one_out"]
 
@@ -61,17 +61,9 @@ def leave_one_out(
     jobs = [(part, s) for part in parts for s in seeds]
     losses = as_retraining(retrain)(jobs, "leaving one out").reshape(len(parts), len(seeds), -1)
     changes = (losses[1:] - losses[:1]).mean(1).T
-    if len(changes) != len(scores.values):
-        raise ArgumentError.of(
-            "retrain",
-            expected=f"losses of {len(scores.values)} queries, as many as have scores",
-            got=len(changes),
-            do="Ask the same queries of the retrained models.",
-        )
-    columns = [scores.indices.index(i) for i in removed]
-    return Agreement(
-        scores.values[:, columns].double().cpu(), changes, tuple(removed), "leave-one-out"
-    )
+    check_queries(scores, len(changes))
+    own = scores.values[:, columns_of(scores.indices, removed)].double().cpu()
+    return Agreement(own, changes, tuple(removed), "leave-one-out")
 
 
 def agreement(scores: InfluenceScores, truth: InfluenceScores) -> Agreement:
@@ -87,7 +79,8 @@ def agreement(scores: InfluenceScores, truth: InfluenceScores) -> Agreement:
     Raises:
         ArgumentError: If the queries differ in number or no example is in both.
     """
-    common = [i for i in truth.indices if i in set(scores.indices)]
+    known = set(scores.indices)
+    common = [i for i in truth.indices if i in known]
     if len(scores.values) != len(truth.values) or not common:
         raise ArgumentError.of(
             "truth",
@@ -96,7 +89,7 @@ def agreement(scores: InfluenceScores, truth: InfluenceScores) -> Agreement:
             do="Score the same queries and candidates with both.",
         )
     first, second = (
-        s.values[:, [s.indices.index(i) for i in common]].double().cpu() for s in (scores, truth)
+        s.values[:, columns_of(s.indices, common)].double().cpu() for s in (scores, truth)
     )
     return Agreement(first, second, tuple(common), truth.method)
 

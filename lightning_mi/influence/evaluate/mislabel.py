@@ -21,6 +21,7 @@ from ..own import MANY, self_influence
 from ..point import Point
 from ..result import InfluenceScores
 from ..solvers import Solver
+from .fresh import losses_at
 from .ranking import Estimate, auc, bootstrap
 
 __all__ = ["Mislabeled", "mislabel_auc"]
@@ -168,16 +169,14 @@ def _positive(own: InfluenceScores, wrong: Sequence[int], size: int) -> Tensor:
 def _baselines(
     model: nn.Module, objective: Objective, data: Any, indices: Sequence[int], size: int | None
 ) -> tuple[Tensor, Tensor]:
-    losses, norms = [], []
+    norms = []
     with untouched(model) as plain:
         point = Point(plain)
-        with torch.no_grad():
-            for batch in chunks(data, indices, size, point):
-                outputs = objective.outputs(plain, batch)
-                losses.append(objective.losses(outputs, batch).double().cpu())
+        batches = chunks(data, indices, size, point)
+        losses = losses_at(point, objective.example_losses, batches)
         step = max(1, MANY // point.size)
         for start in range(0, len(indices), step):
             part = indices[start : start + step]
             rows = loss_gradients(point, objective, data, part, size)
             norms.append(rows.square().sum(1).cpu())
-    return torch.cat(losses), torch.cat(norms)
+    return losses, torch.cat(norms)

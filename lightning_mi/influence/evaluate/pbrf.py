@@ -216,7 +216,7 @@ class _Response:
             slope = slope + moved.flat(moved.gradient(value)) / self.examples
 
         def removed(model: nn.Module, batch: Any) -> Tensor:
-            found = self.objective.losses(self.objective.outputs(model, batch), batch)
+            found = self.objective.example_losses(model, batch)
             rest = self.objective.regularization(model)
             return found if rest is None else found + rest
 

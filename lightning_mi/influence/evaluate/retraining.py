@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...errors import ArgumentError, RunError
 from ...progress import track
+from ..result import InfluenceScores
 
 __all__ = ["Retrain", "Retraining", "RetrainLike", "as_retraining"]
 
@@ -180,6 +181,25 @@ def as_retraining(retrain: RetrainLike) -> Retraining:
         ArgumentError: If it is neither.
     """
     return retrain if isinstance(retrain, Retraining) else Retraining(retrain)
+
+
+def check_queries(scores: InfluenceScores, count: int) -> None:
+    """Refuse losses of other queries than those that have scores.
+
+    Args:
+        scores: Scores of queries.
+        count: How many losses each retrained model has.
+
+    Raises:
+        ArgumentError: If there are more or fewer.
+    """
+    if len(scores.values) != count:
+        raise ArgumentError.of(
+            "retrain",
+            expected=f"losses of {len(scores.values)} queries, as many as have scores",
+            got=count,
+            do="Ask the same queries of the retrained models.",
+        )
 
 
 def _losses(retrain: Retrain, job: Job) -> list[float]:

@@ -72,10 +72,6 @@ def tail_patch(
     falls = torch.zeros(2, len(asked), dtype=torch.float64)
     with untouched(model) as plain:
         point = Point(plain)
-
-        def loss(model: nn.Module, batch: Any) -> Tensor:
-            return goal.losses(goal.outputs(model, batch), batch)
-
         ask = partial(goal.query_losses, query=target)
         for q in track(range(len(asked)), "tail patches"):
             batches = list(chunks(asked, [q], 1, point))
@@ -84,7 +80,8 @@ def tail_patch(
             mixed = torch.randperm(len(scores.indices), generator=generator)[:k]
             for row, places in enumerate((order, mixed)):
                 chosen = [scores.indices[i] for i in places.tolist()]
-                step = mean_gradient(point, loss, chunks(data, chosen, batch_size, point), 1 / k)
+                together = chunks(data, chosen, batch_size, point)
+                step = mean_gradient(point, goal.example_losses, together, 1 / k)
                 after = losses_at(point.moved(-learning_rate * step), ask, batches)
                 falls[row, q] = float(before - after)
     return TailPatch(falls[0], falls[1], k, learning_rate)
