@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,29 +80,29 @@ class Checkpoint:
         Raises:
             ArgumentError: If it cannot be read, or holds no weights.
         """
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=weights_only)
-        except pickle.UnpicklingError as error:
-            raise ArgumentError.of(
-                "checkpoints",
-                expected="files that hold tensors and built-in types",
-                got=f"{os.fspath(path)!r} with python objects ({str(error)[:80]}…)",
-                do="Pass weights_only=False if you trust where it came from.",
-            ) from error
-        except (RuntimeError, EOFError) as error:
-            raise ArgumentError.of(
-                "checkpoints",
-                expected="whole files that torch.save or Lightning wrote",
-                got=f"{os.fspath(path)!r} ({str(error)[:80]})",
-                do="Leave it out, or save it again.",
-            ) from error
-        if not isinstance(content, Mapping):
-            raise ArgumentError.of(
-                "checkpoints",
-                expected="a mapping with the key state_dict",
-                got=f"a {type(content).__name__} in {os.fspath(path)!r}",
-                do="Save with trainer.save_checkpoint or torch.save(model.state_dict()).",
-            )
+        return cls.of(content_of(path, weights_only=weights_only), path, weights=weights)
+
+    @classmethod
+    def of(
+        cls,
+        content: Mapping[str, Any],
+        path: str | os.PathLike[str],
+        *,
+        weights: str = "current",
+    ) -> Checkpoint:
+        """Take it from the content of a file that was read already.
+
+        Args:
+            content: What `content_of` returned.
+            path: The file.
+            weights: As in `load`.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            ArgumentError: If it holds no weights.
+        """
         state = _monitor_state(content)
         return cls(
             step=_step(content, Path(path)),
@@ -111,6 +112,65 @@ class Checkpoint:
             tokens=state.get("tokens"),
             learning_rates=state.get("learning_rates", {}),
         )
+
+
+def content_of(
+    path: str | os.PathLike[str], *, weights_only: bool = True, mapped: bool = False
+) -> Mapping[str, Any]:
+    """Return all that a checkpoint holds, its optimizer states for example.
+
+    Args:
+        path: The file.
+        weights_only: Refuse to run code from the file.
+        mapped: Read tensors when they are looked at, and not before; the file has to stay as it is
+            for so long.
+
+    Returns:
+        The content, on the CPU.
+
+    Raises:
+        ArgumentError: If it cannot be read, or is no mapping.
+    """
+    mapped = mapped and zipfile.is_zipfile(path)  # torch.save once wrote another format.
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise ArgumentError.of(
+            "checkpoints",
+            expected="files that hold tensors and built-in types",
+            got=f"{os.fspath(path)!r} with python objects ({str(error)[:80]}…)",
+            do="Pass weights_only=False if you trust where it came from.",
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise ArgumentError.of(
+            "checkpoints",
+            expected="whole files that torch.save or Lightning wrote",
+            got=f"{os.fspath(path)!r} ({str(error)[:80]})",
+            do="Leave it out, or save it again.",
+        ) from error
+    if not isinstance(content, Mapping):
+        raise ArgumentError.of(
+            "checkpoints",
+            expected="a mapping with the key state_dict",
+            got=f"a {type(content).__name__} in {os.fspath(path)!r}",
+            do="Save with trainer.save_checkpoint or torch.save(model.state_dict()).",
+        )
+    return content
+
+
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint, without reading its tensors.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Optimizer steps taken.
+
+    Raises:
+        ArgumentError: If it cannot be read, or holds no weights.
+    """
+    return Checkpoint.of(content_of(path, mapped=True), path).step
 
 
 def find_checkpoints(checkpoints: str | os.PathLike[str] | Sequence[Any]) -> list[Path]:
@@ -192,6 +252,7 @@ def sweep(
     batch = target.batch() if batch is None else batch
     copied = copy.deepcopy(unwrapped(model))
     data = dataset if dataset is None or isinstance(dataset, IndexedData) else IndexedData(dataset)
+    seen: set[str] = set()
     for path in track(paths, "sweeping checkpoints"):
         state = Checkpoint.load(path, weights=weights, weights_only=weights_only)
         load_weights(copied, state.weights, path)
@@ -211,10 +272,13 @@ def sweep(
         if not (target.path / "run.json").exists():  # nothing is left behind by a refusal
             target = Run.create(target.path)
         target.write_all([*records, *agreement(records)])
+        seen |= {r.name for r in records}
     target.write_all(tracin_sum(_comparable(target.records("influence/scores"))))
-    for name in (m.name for m in chosen):
+    # Every reading goes through the whole file of records: only those that there are.
+    for name in (m.name for m in chosen if f"{m.name}/scores" in seen):
         target.write_all(RankingChange(name)(target.records(f"{name}/scores", source="sweep")))
-    swept = (r for m in chosen for r in target.records(f"{m.name}/values", source="sweep"))
+    values = [f"{m.name}/values" for m in chosen if f"{m.name}/values" in seen]
+    swept = (r for name in values for r in target.records(name, source="sweep"))
     target.write_all(drift_series([r for r in swept if is_attribution(r)]))
     return target
 

@@ -9,13 +9,16 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from .errors import ArgumentError
 from .measurement import IndexedData
 from .record import Record
+
+if TYPE_CHECKING:
+    from .runs import Run
 
 __all__ = ["Influence", "parsed_query", "referred"]
 
@@ -71,7 +74,7 @@ class Influence:
         from .runs import Run
 
         run = Run.open(given.run)
-        batch, count = _asked(given)
+        batch, count = _asked(given.queries, run)
         measurement = InfluenceFunction(
             solver=given.solver,
             curvature=given.curvature,
@@ -266,15 +269,14 @@ def _data(reference: str, option: str) -> IndexedData:
     return as_indexed(referred(reference, option), option)
 
 
-def _asked(given: argparse.Namespace) -> tuple[Any, int]:
+def _asked(queries: str | None, run: Run) -> tuple[Any, int]:
     """Return the queries as one batch and their number; None takes the run's own batch."""
     from .batch import batch_size
-    from .runs import Run
 
-    if given.queries is not None:
-        data = _data(given.queries, "--queries")
+    if queries is not None:
+        data = _data(queries, "--queries")
         return data.batch(range(len(data))), len(data)
-    kept = Run.open(given.run).batch()
+    kept = run.batch()
     return None, 1 if kept is None else batch_size(kept)
 
 
@@ -298,7 +300,7 @@ def checkpoints_of(given: Sequence[Path] | None, run: Path, *, every: bool) -> l
     Raises:
         ArgumentError: If there is none.
     """
-    from .checkpoints import Checkpoint, find_checkpoints
+    from .checkpoints import find_checkpoints, step_of
 
     if given is not None:
         found = find_checkpoints(given[0] if len(given) == 1 else list(given))
@@ -314,7 +316,7 @@ def checkpoints_of(given: Sequence[Path] | None, run: Path, *, every: bool) -> l
         )
     if every:
         return found
-    return [max(found, key=lambda p: Checkpoint.load(p).step)]
+    return [max(found, key=step_of)]
 
 
 def find_or_none(folder: Path) -> list[Path]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..checkpoints import Checkpoint, find_checkpoints, load_weights
+from ..checkpoints import Checkpoint, content_of, find_checkpoints, load_weights, step_of
 from ..errors import ArgumentError
 from ..isolation import unwrapped
 from ..progress import track
@@ -46,7 +44,6 @@ def states_of(
     *,
     learning_rates: float | Rates | None = None,
     adam: bool = False,
-    weights_only: bool = True,
 ) -> Iterator[State]:
     """Load checkpoints one after the other, the earliest first.
 
@@ -56,7 +53,6 @@ def states_of(
         learning_rates: Of all checkpoints; None takes those that were really used: what our
             callbacks kept in the checkpoint, else what its optimizer states say.
         adam: Divide by Adam's √v̂ + ε, entry by entry.
-        weights_only: Refuse to run code from the files.
 
     Yields:
         The states; each model is its own copy.
@@ -72,13 +68,14 @@ def states_of(
             do="Pass like=MyModel(…), with the arguments that it was trained with.",
         )
     plain = unwrapped(like)
-    files = [
-        (Checkpoint.load(p, weights_only=weights_only), p) for p in find_checkpoints(checkpoints)
-    ]
-    for state, path in track(sorted(files, key=_step), "influence along checkpoints"):
-        model = copy.deepcopy(plain)
+    # Of each file the step comes first, and the rest when its turn has come: a run's weights may
+    # not fit into memory all at once.
+    files = sorted(find_checkpoints(checkpoints), key=step_of)
+    for path in track(files, "influence along checkpoints"):
+        content, model = content_of(path), copy.deepcopy(plain)
+        state = Checkpoint.of(content, path)
         load_weights(model, state.weights, path)
-        yield _state(state, path, model, learning_rates, adam, weights_only)
+        yield _state(state, path, model, learning_rates, adam, _optimizer_states(content))
 
 
 def _state(
@@ -87,10 +84,9 @@ def _state(
     model: nn.Module,
     given: float | Rates | None,
     adam: bool,
-    weights_only: bool,
+    optimizers: Sequence[Mapping[str, Any]],
 ) -> State:
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizers = _optimizer_states(path, weights_only)
     groups = [g for o in optimizers for g in o["param_groups"]]
     momentum = max((float(g.get("momentum") or 0.0) for g in groups), default=0.0)
     adaptive = any("exp_avg_sq" in kept for o in optimizers for kept in o["state"].values())
@@ -116,12 +112,8 @@ def _state(
     return State(state.step, model, rates, momentum, adaptive)
 
 
-def _optimizer_states(path: Path, weights_only: bool) -> Sequence[Mapping[str, Any]]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=weights_only)
-    except pickle.UnpicklingError:  # Checkpoint.load has said so before.
-        return ()
-    found = content.get("optimizer_states", ()) if isinstance(content, Mapping) else ()
+def _optimizer_states(content: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    found = content.get("optimizer_states", ())
     return tuple(s for s in found if isinstance(s, Mapping) and "param_groups" in s)
 
 
@@ -133,7 +125,3 @@ def _fitting(rates: Mapping[str, float], parameters: Mapping[str, Tensor]) -> Ma
         n: next((r for k, r in rates.items() if k.endswith(f".{n}")), None) for n in parameters
     }
     return {n: r for n, r in found.items() if r is not None}
-
-
-def _step(pair: tuple[Checkpoint, Path]) -> int:
-    return pair[0].step
