@@ -1,11 +1,11 @@
 // Do the explanations agree with the head? Rank correlations between a floor and a ceiling.
 
-import { D, lastDefined, nearest } from "../core/data.js";
+import { D, valueNear } from "../core/data.js";
 import { card, withoutHeads } from "../core/card.js";
 import { comparing, drawRuns } from "../core/compare.js";
 import { csvSeries } from "../core/csv.js";
 import { s } from "../core/dom.js";
-import { curve, endLabels, lane, listen, yAxis } from "../core/lane.js";
+import { endLabels, labelledCurve, lane, level, listen, yAxis } from "../core/lane.js";
 import { fmt, whole } from "../core/numbers.js";
 import { LEFT, plotWidth } from "../core/time.js";
 
@@ -49,7 +49,9 @@ function drawAgreement(host) {
       );
       /** @type {EndLabel[]} */
       const labels = comparing ? linesOfRuns(svg, Y) : linesOfMethods(svg, Y);
-      if (A.ceiling) labels.push(drawCeiling(svg, A.ceiling, Y));
+      // How well another head of the same role agrees: more cannot be asked of an explanation.
+      if (A.ceiling)
+        labels.push(level(svg, Y(A.ceiling.value), `ceiling ${fmt(A.ceiling.value)}`, "chance ceiling"));
       if (A.floor)
         labels.push({ y: Y(0), text: `random ±${fmt(A.floor[1])}`, fill: "var(--soft)", plain: true });
       endLabels(svg, labels, HEIGHT);
@@ -60,9 +62,7 @@ function drawAgreement(host) {
 function linesOfMethods(svg, Y) {
   return (A?.series ?? []).map(one => {
     const { text, ...look } = LOOKS[one.key];
-    const value = k => one.values[k];
-    curve(svg, one, value, Y, { ...look, "stroke-width": 1.9, class: one.key });
-    return { y: Y(lastDefined(one.at.length, value)), text, fill: look.stroke };
+    return labelledCurve(svg, one, Y, { ...look, "stroke-width": 1.9, class: one.key }, text);
   });
 }
 
@@ -82,25 +82,9 @@ function linesOfRuns(svg, Y) {
   });
 }
 
-/** How well another head of the same role agrees: more cannot be asked of an explanation. */
-function drawCeiling(svg, ceiling, Y) {
-  svg.append(
-    s("line", {
-      class: "chance ceiling",
-      x1: LEFT,
-      x2: LEFT + plotWidth(),
-      y1: Y(ceiling.value),
-      y2: Y(ceiling.value),
-    }),
-  );
-  return { y: Y(ceiling.value), text: `ceiling ${fmt(ceiling.value)}`, fill: "var(--soft)", plain: true };
-}
-
 function wordsAt(i) {
   if (!A) return null;
-  const values = A.series
-    .map(one => `${one.name} ${fmt(one.values[nearest(one.at, D.steps[i])])}`)
-    .join(", ");
+  const values = A.series.map(one => `${one.name} ${fmt(valueNear(one, i))}`).join(", ");
   return [
     `step ${whole(D.steps[i])}`,
     values,

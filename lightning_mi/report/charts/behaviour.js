@@ -1,10 +1,10 @@
 // Did the behaviour change? The loss on both copies of repeated random tokens.
 
-import { D, lastDefined, nearest } from "../core/data.js";
+import { D, valueNear } from "../core/data.js";
 import { card, withoutHeads } from "../core/card.js";
 import { comparing, drawRuns } from "../core/compare.js";
 import { csvSeries } from "../core/csv.js";
-import { curve, endLabels, lane, listen, yAxis } from "../core/lane.js";
+import { endLabels, labelledCurve, lane, listen, yAxis } from "../core/lane.js";
 import { fmt, ticks, whole } from "../core/numbers.js";
 
 const HEIGHT = 112;
@@ -26,16 +26,8 @@ function linesOfCopies(svg, Y) {
   const { series } = /** @type {Behaviour} */ (B);
   return series.map((one, k) => {
     const second = k === series.length - 1;
-    const value = q => one.values[q];
-    curve(svg, one, value, Y, {
-      stroke: second ? "var(--ink)" : "var(--hair)",
-      "stroke-width": second ? 2 : 1.6,
-    });
-    return {
-      y: Y(lastDefined(one.at.length, value)),
-      text: one.name,
-      fill: second ? "var(--ink)" : "var(--soft)",
-    };
+    const style = { stroke: second ? "var(--ink)" : "var(--hair)", "stroke-width": second ? 2 : 1.6 };
+    return labelledCurve(svg, one, Y, style, one.name, second ? "var(--ink)" : "var(--soft)");
   });
 }
 
@@ -49,7 +41,7 @@ function linesOfRuns(svg, Y) {
 
 function wordsAt(i) {
   if (!B) return null;
-  const value = one => `${one.name} ${fmt(one.values[nearest(one.at, D.steps[i])])}`;
+  const value = one => `${one.name} ${fmt(valueNear(one, i))}`;
   const also = B.also.map(value).join(", ");
   const note = `mean loss in ${B.unit}; a gap between the copies is use of the context`;
   return [`step ${whole(D.steps[i])}`, B.series.map(value).join(", "), also ? `${note}. ${also}` : note];

@@ -1,12 +1,12 @@
 // Heads of several runs at this step: A, B and, of two, the difference B − A.
 
-import { D, LAYERS, WIDTH, nearest } from "../core/data.js";
+import { D, HEADS, LAYERS, WIDTH, headName } from "../core/data.js";
 import { card } from "../core/card.js";
 import { aboveChance, plusMinus } from "../core/colour.js";
 import { h, hint } from "../core/dom.js";
 import { fmt, withSign } from "../core/numbers.js";
 import { paintPixels, pixelUnder } from "../core/pixels.js";
-import { S, chosenScore, set, step } from "../core/state.js";
+import { S, at, chosenScore, set, step } from "../core/state.js";
 
 /** The map of each run that has one for the chosen score and the shape of the first. */
 function mapsOfRuns() {
@@ -17,7 +17,7 @@ function mapsOfRuns() {
           {
             name: run.letter,
             label: run.label,
-            value: j => block.values[nearest(block.at, step()) * LAYERS * WIDTH + j],
+            value: j => block.values[at(block) * HEADS + j],
             signed: false,
           },
         ]
@@ -46,10 +46,7 @@ function mapOf(one) {
   const caption = h("span");
   const under = event => pixelUnder(canvas, event);
   const written = v => (one.signed ? withSign(v, 2) : fmt(v));
-  hint(canvas, event => [
-    `L${Math.floor(under(event) / WIDTH)}H${under(event) % WIDTH} ${written(one.value(under(event)))}`,
-    one.label,
-  ]);
+  hint(canvas, event => [`${headName(under(event))} ${written(one.value(under(event)))}`, one.label]);
   canvas.addEventListener("click", event => set({ head: under(event) }));
   refreshes.push(() => {
     paintPixels(canvas, one.value, v => (one.signed ? plusMinus(v) : aboveChance(chosenScore(), v)));

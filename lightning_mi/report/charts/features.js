@@ -1,8 +1,9 @@
 // Features of a table at the cursor's step: a signed bar each, largest first, one scale for the run.
 
 import { D, inputAt } from "../core/data.js";
+import { barRow } from "../core/bars.js";
 import { card } from "../core/card.js";
-import { HATCH, colour, plusMinus, rgb } from "../core/colour.js";
+import { colour, plusMinus, rgb } from "../core/colour.js";
 import { h } from "../core/dom.js";
 import { inputScale } from "../core/inputs.js";
 import { fmt, show } from "../core/numbers.js";
@@ -26,22 +27,8 @@ function barRows(block) {
 
 function barOf(block, k, q) {
   const v = inputAt(block, k, q);
-  const share = Math.min(1, Math.abs(v) / block.cap) * (block.signed ? 50 : 100);
-  const left = block.signed ? (v < 0 ? 50 - share : 50) : 0;
   const shade = block.signed ? plusMinus(v < 0 ? -1 : 1) : colour("ink", 0.8);
-  const bar = h("i", {
-    style: Number.isFinite(v)
-      ? `left:${left}%;width:${share}%;background:${rgb(shade)}`
-      : `left:0;width:100%;background:${HATCH}`,
-  });
-  const zero = block.signed ? h("u", {}) : null;
-  return h(
-    "div",
-    { class: "bar-row" },
-    h("span", { title: block.names[q] }, block.names[q]),
-    h("div", {}, zero, bar),
-    h("b", {}, fmt(v)),
-  );
+  return barRow(block.names[q], v / block.cap, block.signed, rgb(shade), fmt(v));
 }
 
 function drawBars(host) {

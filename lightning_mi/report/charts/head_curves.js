@@ -4,11 +4,9 @@ import { D, HEADS, WIDTH, headCurve, headName, lastDefined, nearest, scoreAt } f
 import { card, withoutHeads } from "../core/card.js";
 import { APART, comparing, drawRuns } from "../core/compare.js";
 import { csvLines, overSteps } from "../core/csv.js";
-import { s } from "../core/dom.js";
-import { area, curve, endLabels, lane, listen, yAxis } from "../core/lane.js";
+import { area, curve, endLabels, lane, level, listen, yAxis } from "../core/lane.js";
 import { fmt, ticks } from "../core/numbers.js";
 import { S, chosenScore, set } from "../core/state.js";
-import { LEFT, plotWidth } from "../core/time.js";
 
 const HEIGHT = 232;
 const ALL_LINES = 40; // up to so many heads have a line each
@@ -133,9 +131,7 @@ function drawRoles(svg, score, Y) {
 
 function drawChance(svg, score, Y, labels) {
   if (score.chance == null) return;
-  const y = Y(score.chance);
-  svg.append(s("line", { class: "chance", x1: LEFT, x2: LEFT + plotWidth(), y1: y, y2: y }));
-  labels.push({ y, text: `chance ${fmt(score.chance, 3)}`, fill: "var(--soft)", plain: true });
+  labels.push(level(svg, Y(score.chance), `chance ${fmt(score.chance, 3)}`));
 }
 
 function wordsAt(i, y) {

@@ -1,9 +1,9 @@
 // When did the explanations settle? How much attributions moved: the chosen method in colour.
 
-import { D, lastDefined, nearest } from "../core/data.js";
+import { D, valueNear } from "../core/data.js";
 import { card } from "../core/card.js";
 import { csvSeries } from "../core/csv.js";
-import { curve, endLabels, lane, listen, yAxis } from "../core/lane.js";
+import { endLabels, labelledCurve, lane, listen, yAxis } from "../core/lane.js";
 import { fmt, whole } from "../core/numbers.js";
 import { S, methods, set } from "../core/state.js";
 
@@ -33,15 +33,13 @@ function drawMoved(host) {
 function lineOf(svg, one, Y) {
   const chosen = one.key === S.method;
   const stroke = chosen ? "var(--plus)" : "var(--soft)";
-  const value = k => one.values[k];
-  curve(svg, one, value, Y, { stroke, "stroke-width": chosen ? 2.2 : 1.1, opacity: chosen ? 1 : 0.6 });
+  const style = { stroke, "stroke-width": chosen ? 2.2 : 1.1, opacity: chosen ? 1 : 0.6 };
+  const label = labelledCurve(svg, one, Y, style, one.name);
   // Where all end at 1 a label stands beside its curve's middle, not its end.
-  const middle = value(Math.floor(one.at.length / 2));
-  const y = Y(Number.isFinite(middle) ? middle : lastDefined(one.at.length, value));
+  const middle = one.values[Math.floor(one.at.length / 2)];
   return {
-    y,
-    text: one.name,
-    fill: stroke,
+    ...label,
+    y: Number.isFinite(middle) ? Y(middle) : label.y,
     plain: !chosen,
     pick: () => methods.includes(one.key) && set({ method: one.key }),
   };
@@ -49,7 +47,7 @@ function lineOf(svg, one, Y) {
 
 function wordsAt(i) {
   if (!M) return null;
-  const words = M.series.map(one => `${one.name} ${fmt(one.values[nearest(one.at, D.steps[i])])}`).join(", ");
+  const words = M.series.map(one => `${one.name} ${fmt(valueNear(one, i))}`).join(", ");
   return [
     `step ${whole(D.steps[i])}`,
     words,

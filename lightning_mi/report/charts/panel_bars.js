@@ -1,13 +1,15 @@
 // A panel of one axis at this step: a bar each, where there are many the largest first.
 
+import { barRow } from "../core/bars.js";
 import { h } from "../core/dom.js";
 import { significant, whole } from "../core/numbers.js";
-import { entryAt, entryName, sizeOf, stepOf } from "../core/panels.js";
+import { entryAt, entryName, sizeOf } from "../core/panels.js";
+import { at } from "../core/state.js";
 
 const MOST = 24;
 
 function drawPanelBars(host, block) {
-  const k = stepOf(block);
+  const k = at(block);
   const size = sizeOf(block);
   const all = Array.from({ length: size }, (_, q) => q);
   const off = q => Math.abs(entryAt(block, k, q) - block.null) || 0;
@@ -29,20 +31,9 @@ function drawPanelBars(host, block) {
 
 function barOfEntry(block, k, q) {
   const v = entryAt(block, k, q);
-  const amount = Math.max(-1, Math.min(1, (v - block.null) / block.cap));
-  const share = Math.abs(amount) * (block.signed ? 50 : 100);
-  const left = block.signed && amount < 0 ? 50 - share : block.signed ? 50 : 0;
+  const amount = (v - block.null) / block.cap;
   const hue = !block.signed ? "--soft" : amount < 0 ? "--minus" : "--plus";
-  const bar = Number.isFinite(v)
-    ? h("i", { style: `left:${left}%;width:${share}%;background:var(${hue})` })
-    : h("i", { class: "undefined" });
-  return h(
-    "div",
-    { class: "bar-row" },
-    h("span", { title: entryName(block, q) }, entryName(block, q)),
-    h("div", {}, block.signed ? h("u", {}) : null, bar),
-    h("b", {}, significant(v)),
-  );
+  return barRow(entryName(block, q), amount, block.signed, `var(${hue})`, significant(v));
 }
 
 /** @type {PanelChart} */

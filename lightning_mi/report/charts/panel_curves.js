@@ -1,10 +1,10 @@
 // Panels without axes: a curve each, those of one unit in one plot, with error and chance.
 
-import { D, lastDefined, nearest } from "../core/data.js";
+import { D, valueNear } from "../core/data.js";
 import { h, s } from "../core/dom.js";
-import { area, curve, endLabels, lane, listen, yAxis } from "../core/lane.js";
+import { area, endLabels, labelledCurve, lane, level, listen, yAxis } from "../core/lane.js";
 import { show, significant, ticks, whole } from "../core/numbers.js";
-import { LEFT, plotWidth } from "../core/time.js";
+import { LEFT } from "../core/time.js";
 
 const HEIGHT = 118;
 const MOST = 7; // curves in one plot
@@ -21,7 +21,7 @@ const LOOKS = [
 ];
 
 /** Curves of one unit stand in one plot, a few at a time. */
-export function plotsOf(curves) {
+function plotsOf(curves) {
   const groups = new Map();
   for (const one of curves) groups.set(one.unit, [...(groups.get(one.unit) ?? []), one]);
   return [...groups].flatMap(([unit, list]) =>
@@ -57,7 +57,6 @@ function drawPlot(host, { unit, list }) {
 
 function lineOf(svg, one, look, Y, alone) {
   const value = k => one.values[k];
-  const labels = [{ y: Y(lastDefined(one.at.length, value)), text: show(one.name, 17), fill: look.stroke }];
   if (one.stderr)
     area(
       svg,
@@ -67,24 +66,12 @@ function lineOf(svg, one, look, Y, alone) {
       Y,
       { fill: look.stroke, opacity: 0.16, class: "error" },
     );
-  curve(svg, one, value, Y, { ...look, class: "own" });
-  if (alone && one.null) {
-    svg.append(
-      s("line", { class: "chance", x1: LEFT, x2: LEFT + plotWidth(), y1: Y(one.null), y2: Y(one.null) }),
-    );
-    labels.push({
-      y: Y(one.null),
-      text: `chance ${significant(one.null)}`,
-      fill: "var(--soft)",
-      plain: true,
-    });
-  }
-  return labels;
+  const label = labelledCurve(svg, one, Y, { ...look, class: "own" }, show(one.name, 17));
+  return alone && one.null ? [label, level(svg, Y(one.null), `chance ${significant(one.null)}`)] : [label];
 }
 
 function wordsAt(list, i) {
-  const value = one =>
-    `${one.name} ${significant(one.values[nearest(one.at, D.steps[i])])}${one.unit ? ` ${one.unit}` : ""}`;
+  const value = one => `${one.name} ${significant(valueNear(one, i))}${one.unit ? ` ${one.unit}` : ""}`;
   return [
     `step ${whole(D.steps[i])}`,
     list.map(value).join(", "),

@@ -3,7 +3,8 @@
 
 import { h, hint, s } from "../core/dom.js";
 import { significant, whole } from "../core/numbers.js";
-import { entryAt, entryName, labelOf, panelWords, placeOf, sizeOf, stepOf } from "../core/panels.js";
+import { entryAt, entryName, labelOf, panelWords, placeOf, sizeOf } from "../core/panels.js";
+import { at } from "../core/state.js";
 
 const MOST = 24; // edges drawn, the largest
 const LISTED = 10;
@@ -60,7 +61,7 @@ function placesOf(pairs, wide) {
 }
 
 function drawGraph(host, block) {
-  const k = stepOf(block);
+  const k = at(block);
   const edges = strongest(block, k);
   const pairs = edges.map(entry => endsOf(block, entry).map(ownerOf));
   if (!edges.length) {

@@ -12,18 +12,16 @@ import {
   placeLabel,
   placeOf,
   sizeOf,
-  stepOf,
 } from "../core/panels.js";
 import { paintPixels, pixelUnder } from "../core/pixels.js";
-import { S } from "../core/state.js";
-import { LEFT, plotWidth } from "../core/time.js";
+import { LETTERS } from "../core/rows.js";
+import { S, at } from "../core/state.js";
+import { plotWidth } from "../core/time.js";
 
 const NAMED = 32; // up to so many rows or columns have names
 const NUMBERED = 26; // pixels of a cell that has room for its number
 
-const LETTER = 6.7; // width of one, in pixels
-
-const sliceKey = block => `${block.name}`;
+const sliceKey = block => block.name;
 
 /** Which of the leading entries is shown: all axes but the last two, counted as one. */
 function sliceOf(block) {
@@ -50,7 +48,7 @@ function drawMatrix(host, block) {
   const style = `width:${width * columns}px;height:${height * rows}px`;
   const canvas = h("canvas", { width: columns, height: rows, role: "img", style });
   const under = event => sliceOf(block).chosen * rows * columns + pixelUnder(canvas, event);
-  hint(canvas, event => panelWords(block, stepOf(block), under(event)));
+  hint(canvas, event => panelWords(block, at(block), under(event)));
   const body = h("div", { class: "matrix-body" }, canvas, h("div", { class: "matrix-numbers" }));
   const names = h("div", { class: "matrix-names" }, rowNamesOf(block, rowAxis, rows, height));
   host.replaceChildren(headOf(block), h("div", { class: "matrix" }, names, body));
@@ -70,9 +68,8 @@ function headOf(block) {
 function rowNamesOf(block, axis, rows, height) {
   if (rows > NAMED || height < 10) return [];
   const style = `height:${height}px;line-height:${height}px`;
-  const letters = Math.floor((LEFT - 8) / LETTER);
   return Array.from({ length: rows }, (_, r) =>
-    h("span", { style, title: labelOf(block, axis, r) }, show(placeLabel(block, axis, r), letters)),
+    h("span", { style, title: labelOf(block, axis, r) }, show(placeLabel(block, axis, r), LETTERS)),
   );
 }
 
@@ -112,7 +109,7 @@ const nameOfSlice = (block, axes, entry) => {
 
 function paintMatrix(host, block) {
   const { rows, columns, chosen } = sliceOf(block);
-  const k = stepOf(block);
+  const k = at(block);
   const first = chosen * rows * columns;
   const canvas = host.querySelector("canvas");
   paintPixels(

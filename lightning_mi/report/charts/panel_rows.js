@@ -14,11 +14,9 @@ import {
   panelWords,
   sizeOf,
 } from "../core/panels.js";
-import { nameRows, paintRows, rowHeight } from "../core/rows.js";
-import { LEFT } from "../core/time.js";
+import { LETTERS, nameRows, paintRows, rowHeight } from "../core/rows.js";
 
 const MOST = 16;
-const LETTER = 6.7; // width of one, in pixels; the whole name is in the tooltip
 
 /** Entries that have a row, in their own order. */
 const shownRows = block =>
@@ -37,7 +35,7 @@ function drawRows(host, block) {
     svg => {
       nameRows(
         svg,
-        rows.map(entry => show(entryShort(block, entry), Math.floor((LEFT - 8) / LETTER))),
+        rows.map(entry => show(entryShort(block, entry), LETTERS)),
         () => ({ bold: false, mono: true }),
       );
     },

@@ -21,7 +21,7 @@ const EVERYWHERE = ["log", "unit"];
 const PLACES = { left: "left", side: "aside", wide: "wide" };
 
 /** The element in which a chart draws. */
-export const plotOf = id => $(`${id}-plot`);
+const plotOf = id => $(`${id}-plot`);
 
 /** Build all cards, in order, each at its place; a chart with `into` stands in another one's card. */
 export function buildCards() {
@@ -80,7 +80,7 @@ function tabsOf(chart) {
 }
 
 /** Say which buttons are pressed. */
-export function pressTabs() {
+function pressTabs() {
   document.querySelectorAll("[data-set]").forEach(found => {
     const button = /** @type {HTMLElement} */ (found);
     const { set: key, on } = button.dataset;
@@ -114,7 +114,7 @@ export function drawAll() {
 }
 
 onChange(changed => {
-  if (changed.some(key => EVERYWHERE.includes(key))) return; // main.js draws all
+  if (movesAxis(changed)) return; // main.js draws all
   if (changed.some(key => key !== "i")) pressTabs();
   const due = made.filter(chart => chart.uses?.some(key => changed.includes(key)));
   due.forEach(draw);

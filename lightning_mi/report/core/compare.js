@@ -1,7 +1,7 @@
 // Several runs in one plot: two to four as labelled dashes, more as their median and a band.
 
-import { D, lastDefined } from "./data.js";
-import { area, curve } from "./lane.js";
+import { D } from "./data.js";
+import { area, labelledCurve } from "./lane.js";
 
 /** Dashes of the first four runs; the first is solid. */
 const DASHES = [null, "7 3", "2 2.5", "9 3 2 3"];
@@ -10,7 +10,6 @@ const DASHES = [null, "7 3", "2 2.5", "9 3 2 3"];
 export const APART = 4;
 
 export const comparing = Boolean(D.runs);
-export const letterOf = k => String.fromCharCode(65 + k);
 
 /**
  * Draw one quantity of several runs; returns the labels for the ends of the lines.
@@ -29,21 +28,19 @@ export function drawRuns(svg, curves, Y, { stroke, width = 1.8, name = "" }) {
     );
   return curves.flatMap((one, k) => {
     if (!one) return [];
-    const value = q => one.values[q];
-    curve(svg, one, value, Y, {
+    const style = {
       stroke,
       "stroke-width": width,
       "stroke-dasharray": DASHES[k],
-      class: `run run-${letterOf(k)}`,
-    });
-    return [{ y: Y(lastDefined(one.at.length, value)), text: one.text, fill: stroke }];
+      class: `run run-${D.runs?.[k].letter}`,
+    };
+    return [labelledCurve(svg, one, Y, style, one.text)];
   });
 }
 
 function drawBand(svg, curves, Y, { stroke, name }) {
   if (!curves.length) return [];
   const block = spread(curves);
-  const value = q => block.middle[q];
   area(
     svg,
     block,
@@ -52,12 +49,12 @@ function drawBand(svg, curves, Y, { stroke, name }) {
     Y,
     { fill: stroke, opacity: 0.16, class: "band" },
   );
-  curve(svg, block, value, Y, { stroke, "stroke-width": 2, class: "median" });
-  return [{ y: Y(lastDefined(block.at.length, value)), text: `${name} median`.trim(), fill: stroke }];
+  const style = { stroke, "stroke-width": 2, class: "median" };
+  return [labelledCurve(svg, block, Y, style, `${name} median`.trim())];
 }
 
 /** Median, lowest and highest of several curves at every step at which one of them was measured. */
-export function spread(curves) {
+function spread(curves) {
   const at = [...new Set(curves.flatMap(one => one.at))].sort((a, b) => a - b);
   const ranked = at.map(stepNumber =>
     curves
@@ -68,7 +65,7 @@ export function spread(curves) {
   const median = list => (list.length ? (list[(list.length - 1) >> 1] + list[list.length >> 1]) / 2 : NaN);
   return {
     at,
-    middle: ranked.map(median),
+    values: ranked.map(median),
     low: ranked.map(list => list[0] ?? NaN),
     high: ranked.map(list => list[list.length - 1] ?? NaN),
   };

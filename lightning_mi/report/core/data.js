@@ -58,6 +58,9 @@ export function nearest(list, value) {
   return Math.abs(list[low] - value) <= Math.abs(list[high] - value) ? low : high;
 }
 
+/** What a curve is nearest to the i-th measured step. */
+export const valueNear = (one, i) => one.values[nearest(one.at, D.steps[i])];
+
 /** The last defined value of a curve, which is what its label stands beside. */
 export function lastDefined(count, value) {
   for (let k = count - 1; k >= 0; k--) if (Number.isFinite(value(k))) return value(k);

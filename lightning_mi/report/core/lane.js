@@ -1,6 +1,6 @@
 // A lane: one plot on the time axis, with the onset's band, the future and the cursor.
 
-import { D, LAST } from "./data.js";
+import { D, LAST, lastDefined } from "./data.js";
 import { h, hush, s, say } from "./dom.js";
 import { set, step } from "./state.js";
 import { atX, bandOf, END, laneWidth, LEFT, onsetInterval, plotWidth, X } from "./time.js";
@@ -78,10 +78,18 @@ export function moveCursors() {
 
 // ---------- marks
 
+const across = (kind, y) => s("line", { class: kind, x1: LEFT, x2: LEFT + plotWidth(), y1: y, y2: y });
+
+/** A dashed line through the plot, such as chance; returns the label for its end. */
+export function level(svg, y, text, kind = "chance") {
+  svg.append(across(kind, y));
+  return { y, text, fill: "var(--soft)", plain: true };
+}
+
 /** Horizontal grid lines with their values. */
 export function yAxis(svg, values, Y) {
   for (const v of values) {
-    svg.append(s("line", { class: "grid", x1: LEFT, x2: LEFT + plotWidth(), y1: Y(v), y2: Y(v) }));
+    svg.append(across("grid", Y(v)));
     svg.append(s("text", { x: LEFT - 8, y: Y(v) + 4, "text-anchor": "end" }, String(v).replace("-", "−")));
   }
 }
@@ -104,6 +112,13 @@ export function curve(svg, block, value, Y, style) {
     drawn = true;
   });
   svg.append(s("path", { d: path, fill: "none", "stroke-linejoin": "round", ...style }));
+}
+
+/** A curve of a block's own values; returns the label for its end. */
+export function labelledCurve(svg, one, Y, style, text, fill = style.stroke) {
+  const value = k => one.values[k];
+  curve(svg, one, value, Y, style);
+  return { y: Y(lastDefined(one.at.length, value)), text, fill };
 }
 
 /** The area between two curves. */

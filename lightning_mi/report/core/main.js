@@ -4,7 +4,7 @@ import { D } from "./data.js";
 import { $, h } from "./dom.js";
 import { isDark } from "./colour.js";
 import { buildCards, drawAll, movesAxis } from "./card.js";
-import { comparing, letterOf } from "./compare.js";
+import { comparing } from "./compare.js";
 import { listenToControls, showStep } from "./controls.js";
 import { listenForCopies } from "./csv.js";
 import { follow, restorePlace } from "./live.js";
@@ -27,7 +27,7 @@ function drawHeader() {
     : "";
   $("runs").hidden = !comparing;
   $("runs").replaceChildren(
-    ...(D.runs ?? []).map((run, k) => h("li", {}, h("b", {}, letterOf(k)), ` ${run.label}`)),
+    ...(D.runs ?? []).map(run => h("li", {}, h("b", {}, run.letter), ` ${run.label}`)),
   );
 }
 

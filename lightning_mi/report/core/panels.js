@@ -1,9 +1,8 @@
 // Panels that no chart of their own knows: names of their entries, colours, and what is chosen.
 
-import { nearest } from "./data.js";
 import { colour, plusMinus } from "./colour.js";
 import { show, significant } from "./numbers.js";
-import { S, set, step } from "./state.js";
+import { S, set } from "./state.js";
 
 /** The panel of a measurement that is drawn. */
 export const chosenPanel = group =>
@@ -59,9 +58,6 @@ export const countedBy = block =>
   entryShort(block, sizeOf(block) - 1) === entryName(block, sizeOf(block) - 1)
     ? ""
     : `, named by ${block.axes.join(", ").replaceAll("_", " ")}`;
-
-/** Index of the step of a block that is shown. */
-export const stepOf = block => nearest(block.at, step());
 
 export const entryAt = (block, k, entry) => block.values[k * sizeOf(block) + entry];
 

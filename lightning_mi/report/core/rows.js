@@ -4,6 +4,9 @@ import { h, s } from "./dom.js";
 import { isDark, rgb } from "./colour.js";
 import { LEFT, X, plotWidth } from "./time.js";
 
+/** So many letters of a name have room left of a row; the whole name is in the tooltip. */
+export const LETTERS = Math.floor((LEFT - 8) / 6.7);
+
 /** Height of a row, by how many there are. */
 export const rowHeight = count => (count <= 10 ? 18 : count <= 20 ? 14 : 11);
 
@@ -54,7 +57,7 @@ function columns(steps) {
 }
 
 /** Undefined is hatched, never zero. */
-export function hatched(context) {
+function hatched(context) {
   const tile = h("canvas", { width: 6, height: 6 });
   const paint = tile.getContext("2d");
   paint.strokeStyle = isDark() ? "#5a6372" : "#b4b9c2";

@@ -6,7 +6,7 @@ import { short, ticks, whole } from "./numbers.js";
 import { S } from "./state.js";
 
 /** Right margin of the plots: labels of lines. */
-export const RIGHT = 112;
+const RIGHT = 112;
 
 const NARROW = 62;
 const BROAD = 132;
