@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -161,7 +161,7 @@ def align(
         untrained, own, part, rank, steps=steps, learning_rate=learning_rate, held_out=held_out,
         direction=direction, draws=0, seed=seed, task=task,
     )  # fmt: skip
-    return Alignment(**{**vars(made), "untrained": again.accuracy})
+    return replace(made, untrained=again.accuracy)
 
 
 def _learned(

@@ -153,8 +153,9 @@ def attribution_panels(
             if "graddrop" in corrections:
                 panels["grad_drop"] = _unsigned(panels["effect"])
             return panels
-        change = made.change()
-        drop = made.grad_drop() if "graddrop" in corrections else None
+        drops = "graddrop" in corrections
+        change = made.change(keep=drops)
+        drop = made.grad_drop() if drops else None
         base = patcher.base_metric.detach().float()
         ranks = (change.mean(1).abs() if drop is None else drop.mean(1)) if verify else None
         verified, exact = _verified(patcher, change, ranks, verify)
@@ -175,7 +176,7 @@ class _Estimates:
 
     def __init__(self, patcher: Patcher, corrected: bool, drops: bool, keeps: bool) -> None:
         self.patcher, self.corrected = patcher, corrected
-        self.dropped: list[int] = [-1]
+        self.dropped = -1
         self.nodes: dict[int, Tensor] = {}
         with torch.no_grad():
             patcher.run_donor()
@@ -214,7 +215,7 @@ class _Estimates:
                 value = list(tensors(output))[place]
                 if value.requires_grad:
                     value.register_hook(  # type: ignore[no-untyped-call]
-                        lambda g: torch.zeros_like(g) if self.dropped[0] == layer else g
+                        lambda g: torch.zeros_like(g) if self.dropped == layer else g
                     )
 
             return hook
@@ -225,8 +226,8 @@ class _Estimates:
                 stack.callback(modules[w.module].register_forward_hook(hook).remove)
             yield
 
-    def change(self, *, keep: bool = True) -> Tensor:
-        """Return the estimated change of the metric ``[entry, example]``."""
+    def change(self, *, keep: bool) -> Tensor:
+        """Return the estimated change of the metric ``[entry, example]``; keep the graph or not."""
         layers = sorted(self.patcher.donor)
         nodes = [self.nodes[layer] for layer in layers]
         found = torch.autograd.grad(self.total, nodes, retain_graph=keep, allow_unused=True)
@@ -242,10 +243,10 @@ class _Estimates:
         layers = self.patcher.anatomy().n_layers
         total: Tensor | None = None
         for layer in range(layers):
-            self.dropped[0] = layer
-            size = self.change().abs()
+            self.dropped = layer
+            size = self.change(keep=layer < layers - 1).abs()
             total = size if total is None else total + size
-        self.dropped[0] = -1
+        self.dropped = -1
         if total is None:
             raise ArgumentError.of("corrections", expected="layers", got="none", do="Leave it.")
         return total / max(1, layers - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -120,13 +121,8 @@ def _parts(card: Scorecard, about: dict[str, Any]) -> dict[str, Panel]:
         )
     if card.circuit is not None and card.edges:
         own = card.circuit.panel()
-        made["circuit"] = Panel(
-            own.values,
-            own.axes,
-            own.coords,
-            own.unit,
-            {**about, **own.convention, **_words(card), "display": {}},
-        )
+        told = {**about, **own.convention, **_words(card), "display": {}}
+        made["circuit"] = replace(own, convention=told)
         made["wiring"] = _wiring(card, card.circuit, about)
     return made
 

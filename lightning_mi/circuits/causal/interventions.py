@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -130,14 +131,7 @@ def prepare(
     chosen = _checked(replacements)
     batches = {v.key: v.batch for _, v in chosen if v.key}
     own = next(iter(batches.values()), None) if example is None else example
-    known = [anatomy] if anatomy is not None else []
-
-    def find() -> Anatomy:
-        if not known:
-            with untouched(model), torch.no_grad():
-                known.append(Anatomy.of(plain, own, task=task))
-        return known[0]
-
+    find = cache(lambda: anatomy or Anatomy.of(plain, own, task=task))
     ports = Ports(plain, task or Task(), find)
     with untouched(model), torch.no_grad():
         if any(p.kind == "residual" for p, _ in chosen):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -213,32 +213,26 @@ class _Paths:
         with self.ports.opened(received):
             return self.asker(repeated(self.base, len(self.behavior), len(senders)), len(senders))
 
-    def _rows(
-        self, senders: Sequence[Sender], where: Tensor | None
-    ) -> dict[Port, dict[int, tuple[Row, ...]]]:
+    def _rows(self, senders: Sequence[Sender], where: Tensor | None) -> dict[Port, dict[int, Row]]:
         """Return for each tensor which copies of the base run are changed in it, and how."""
-        rows: dict[Port, dict[int, tuple[Row, ...]]] = {}
+        rows: dict[Port, dict[int, Row]] = {}
         for i, sender in enumerate(senders):
             if isinstance(sender, Embedding):
                 continue
-            of_head = isinstance(sender, Head)
-            port: Port = ("z" if of_head else "mlp", sender.layer)
+            port: Port = ("z" if isinstance(sender, Head) else "mlp", sender.layer)
             if port not in self.ends[1]:
                 raise _absent(sender, self.anatomy.n_layers)
             donor = self.ends[1][port]
             if isinstance(sender, Head) and sender.head >= donor.shape[1]:
                 raise _absent(sender, donor.shape[1])
             heads = (sender.head,) if isinstance(sender, Head) else None
-            rows.setdefault(port, {})[i] = (Row(heads, where, donor),)
+            rows.setdefault(port, {})[i] = Row(heads, where, donor)
         return rows
 
 
-def _each(base: Tensor, rows: dict[int, tuple[Row, ...]], copies: int) -> Any:
+def _each(base: Tensor, rows: dict[int, Row], copies: int) -> Callable[[Tensor], Tensor]:
     def apply(old: Tensor) -> Tensor:
-        made = [base] * copies
-        for i, own in rows.items():
-            for row in own:
-                made[i] = row.put(made[i])
+        made = [rows[i].put(base) if i in rows else base for i in range(copies)]
         return torch.cat(made).to(old)
 
     return apply

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import ArgumentError, TapError
 from ...isolation import untouched, unwrapped
+from ...task import Task
 
 __all__ = ["Edit", "swapped"]
 
@@ -113,8 +114,8 @@ def swapped(module: nn.Module, name: str, new: Tensor) -> Iterator[None]:
         setattr(module, name, old)
 
 
-def output_head(model: nn.Module, batch: Any, task: Any) -> tuple[nn.Module, str]:
-    """Return the module whose output is what the model answers, and its name.
+def output_head(model: nn.Module, batch: Any, task: Task) -> nn.Module:
+    """Return the module whose output is what the model answers.
 
     Args:
         model: The user's model.
@@ -127,20 +128,19 @@ def output_head(model: nn.Module, batch: Any, task: Any) -> tuple[nn.Module, str
     Raises:
         ArgumentError: If no module returns them.
     """
-    made: list[tuple[str, nn.Module, Tensor]] = []
+    made: list[tuple[nn.Module, Tensor]] = []
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            made.append((module, output))
+
     plain = unwrapped(model)
     with untouched(model), torch.no_grad(), ExitStack() as stack:
-        for name, module in plain.named_modules():
-            if next(module.children(), None) is not None or not list(module.parameters()):
-                continue
-
-            def hook(m: nn.Module, args: Any, output: Any, name: str = name) -> None:
-                if isinstance(output, Tensor):
-                    made.append((name, m, output))
-
-            stack.callback(module.register_forward_hook(hook).remove)
+        for module in plain.modules():
+            if next(module.children(), None) is None and list(module.parameters()):
+                stack.callback(module.register_forward_hook(hook).remove)
         outputs = task.outputs(plain, batch)
-    found = [(n, m) for n, m, value in made if value.shape == outputs.shape]
+    found = [module for module, value in made if value.shape == outputs.shape]
     if not found:
         raise ArgumentError.of(
             "model",
@@ -148,8 +148,7 @@ def output_head(model: nn.Module, batch: Any, task: Any) -> tuple[nn.Module, str
             got=f"none in {type(plain).__name__}",
             do="Make the unembedding a module.",
         )
-    name, module = found[-1]
-    return module, name
+    return found[-1]
 
 
 def as_ids(tokens: int | Sequence[int] | Tensor, count: int) -> list[int]:

@@ -2,8 +2,8 @@ r"""Rank-k edits of one weight: new values for chosen keys, all other keys moved
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,13 +81,8 @@ def rank_edit(
     R = (V - b - K @ W.detach().to(wide).T).T
     change = _change(K.T, R, C, weight).to(W.dtype)
     new = W.detach() + change
-
-    @contextmanager
-    def opened() -> Iterator[None]:
-        with swapped(found, "weight", new.T.contiguous() if turned else new):
-            yield
-
-    return Edit(model, f"rank-{len(K)} edit of {module}", opened)
+    opens = partial(swapped, found, "weight", new.T.contiguous() if turned else new)
+    return Edit(model, f"rank-{len(K)} edit of {module}", opens)
 
 
 def _change(K: Tensor, R: Tensor, C: Tensor, weight: float | None) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -93,15 +93,9 @@ def steer(
         ArgumentError: If the direction does not fit the part.
     """
     place = as_place(At(part, positions=positions))
-    known = [anatomy] if anatomy is not None else []
-
-    def find() -> Anatomy:
-        if not known:
-            with untouched(model), torch.no_grad():
-                known.append(Anatomy.of(unwrapped(model), example, task=task))
-        return known[0]
-
-    ports = Ports(unwrapped(model), task or Task(), find)
+    plain = unwrapped(model)
+    find = cache(lambda: anatomy or Anatomy.of(plain, example, task=task))
+    ports = Ports(plain, task or Task(), find)
     if place.kind == "residual":
         with untouched(model), torch.no_grad():
             ports.find_streams(example)
@@ -118,12 +112,8 @@ def steer(
             )
         return place.put(value, old + added.to(old))
 
-    @contextmanager
-    def opened() -> Iterator[None]:
-        with ports.opened({place.port: Change(apply)}):
-            yield
-
-    return Edit(model, f"steer {place.name} by {amount:g}", opened)
+    changes = {place.port: Change(apply)}
+    return Edit(model, f"steer {place.name} by {amount:g}", lambda: ports.opened(changes))
 
 
 def _unneeded() -> Anatomy:

@@ -75,7 +75,7 @@ def boost_tokens(
 def _offset(
     model: nn.Module, tokens: Any, amount: float, example: Any, task: Task | None, name: str
 ) -> Edit:
-    head, _ = output_head(model, example, task or Task())
+    head = output_head(model, example, task or Task())
     weight = getattr(head, "weight", None)
     if not isinstance(head, nn.Linear) or not isinstance(weight, Tensor):
         raise ArgumentError.of(
