@@ -133,7 +133,9 @@ def edge_attribution(
     return dataclasses.replace(found, values=found.values.cpu(), found_on=own)
 
 
-def check_edge_arguments(behavior: Behavior, steps: int, variant: str, direction: str) -> None:
+def check_edge_arguments(
+    behavior: Behavior, steps: int, variant: str, direction: str, least: int = 0
+) -> None:
     """Refuse arguments that are out of range.
 
     Args:
@@ -141,13 +143,17 @@ def check_edge_arguments(behavior: Behavior, steps: int, variant: str, direction
         steps: Points of the path.
         variant: What is moved along it.
         direction: Which value is exchanged for which.
+        least: Fewest points; 0 allows plain EAP.
 
     Raises:
         ArgumentError: If one is, or the target has no gradient.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < least:
         raise ArgumentError.of(
-            "steps", expected="an int of at least 0", got=repr(steps), do="0 is plain EAP."
+            "steps",
+            expected=f"an int of at least {least}",
+            got=repr(steps),
+            do="A path needs a point." if least else "0 is plain EAP.",
         )
     for name, value, allowed in (
         ("variant", variant, ("inputs", "activations")),

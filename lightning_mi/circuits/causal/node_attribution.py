@@ -62,7 +62,7 @@ def node_attribution(
         ModelError: If the model has no stream that is a sum of what its parts write.
     """
     own = as_behavior(behavior)
-    check_edge_arguments(own, steps or -1, "inputs", direction)
+    check_edge_arguments(own, steps, "inputs", direction, least=1)
     with untouched(model) as plain, frozen(plain):
         wiring = wired(plain, own, task, anatomy)
         ends = (own.clean, own.corrupted) if direction == "noise" else (own.corrupted, own.clean)
