@@ -84,6 +84,9 @@ class ClampHeads(Callback):
         given = heads if isinstance(heads, Mapping) else dict.fromkeys(heads, value)
         self.parts = {_part(part): _value(own, reference) for part, own in given.items()}
         self.start, self.stop, self.in_validation = start, stop, in_validation
+        self._names = [str(p.node if isinstance(p, At) else p) for p in self.parts]
+        # Lightning asks for it at every hook of every step.
+        self._state_key = f"{type(self).__qualname__}[{','.join(self._names)}:{start}-{stop}]"
         self.task = task
         self._prepared: Prepared | None = None
         self._stored: list[Tensor] | None = None
@@ -93,8 +96,7 @@ class ClampHeads(Callback):
     @property
     def state_key(self) -> str:
         """Tells two instances apart in a checkpoint."""
-        names = ",".join(str(p.node if isinstance(p, At) else p) for p in self.parts)
-        return f"{type(self).__qualname__}[{names}:{self.start}-{self.stop}]"
+        return self._state_key
 
     def state_dict(self) -> dict[str, Any]:
         """Return the stored values, so that a resumed run holds the same ones."""
@@ -253,7 +255,7 @@ class ClampHeads(Callback):
         parts = {p: mean(batch) if _waits(v) else v for p, v in self.parts.items()}
         if self._stored is not None:
             parts = {p: value(v) for p, v in zip(self.parts, self._stored, strict=True)}
-        names = ", ".join(str(p.node if isinstance(p, At) else p) for p in parts)
+        names = ", ".join(self._names)
         end = "the end" if self.stop is None else f"step {self.stop}"
         say(
             trainer,

@@ -264,4 +264,4 @@ def edge_patching(
             change = bench.metric(masks).mean(1) - bench.clean.mean()
             found.values[chunk[:, 0], chunk[:, 1]] = change.to(found.values)
     found.values.masked_fill_(~graph.lawful, float("nan"))
-    return dataclasses.replace(found, found_on=as_behavior(behavior))
+    return dataclasses.replace(found, found_on=bench.behavior)

@@ -364,7 +364,8 @@ class Circuit:
     def _layers(self) -> dict[str, int]:
         """Return the layer of each node, for drawing."""
         writers = dict(zip(self.graph.writers, self.graph.writer_layers, strict=True))
-        own = {name: layer for name, layer in writers.items() if name in self.nodes}
+        nodes = set(self.nodes)
+        own = {name: layer for name, layer in writers.items() if name in nodes}
         return {**own, "logits": self.graph.reader_layers[-1]}
 
     def to_json(self) -> str:

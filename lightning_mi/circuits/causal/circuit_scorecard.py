@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ...anatomy import Anatomy
 from ...behavior import Behavior, BehaviorLike, as_behavior
 from ...measurement import Context
 from ...record import Reading
@@ -87,19 +88,25 @@ class CircuitScorecard:
         whole = as_behavior(self.behavior).to(context.device)
         found_on, judged_on = whole.split(self.share, self.seed)
         task = context.known_task
-        circuit, scores = self._circuit(model, found_on, task)
-        judge = Judge(circuit, scores, self.ablation, task, self.controls, self.seed, self.nodes)
+        # Search and judge look at one model: what it is made of is found once.
+        anatomy = Anatomy.of(model, found_on.clean, task=task)
+        circuit, scores = self._circuit(model, found_on, task, anatomy)
+        judge = Judge(
+            circuit, scores, self.ablation, task, self.controls, self.seed, self.nodes, anatomy
+        )
         return judge(model, judged_on)
 
     def _circuit(
-        self, model: nn.Module, found_on: Behavior, task: Task | None
+        self, model: nn.Module, found_on: Behavior, task: Task | None, anatomy: Anatomy
     ) -> tuple[Circuit, EdgeScores | None]:
         if self.circuit is not None:
             return Circuit.load(self.circuit), None
-        scores = edge_attribution(model, found_on, steps=self.steps, task=task)
+        scores = edge_attribution(model, found_on, steps=self.steps, task=task, anatomy=anatomy)
         if scores.reason is not None:
             return Circuit(scores.graph, (), found_by={"undefined": scores.reason}), None
         if self.n_edges is not None:
             return scores.circuit(n_edges=self.n_edges), scores
-        found = smallest_circuit(model, found_on, scores, ablation=self.ablation, task=task)
+        found = smallest_circuit(
+            model, found_on, scores, ablation=self.ablation, task=task, anatomy=anatomy
+        )
         return found, scores

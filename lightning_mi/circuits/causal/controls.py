@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ...anatomy import Anatomy
 from ...behavior import Behavior
 from ...task import Task
 from .edges import edge_attribution
@@ -121,6 +122,7 @@ def same_search(
     behavior: Behavior,
     task: Task | None,
     seed: int = 0,
+    anatomy: Anatomy | None = None,
 ) -> tuple[Tensor | None, str | None]:
     """Return what the search that found a circuit finds when prompts have others' answers.
 
@@ -131,6 +133,7 @@ def same_search(
         behavior: Prompts to search on where ``scores`` does not hold its own.
         task: How the model is called.
         seed: Seed of the shuffle.
+        anatomy: What the model is made of, where that is known already.
 
     Returns:
         Boolean ``[writer, reader]`` and None, or None and why there is none.
@@ -147,6 +150,7 @@ def same_search(
         variant="activations" if "activations" in scores.method else "inputs",
         direction=scores.direction,
         task=task,
+        anatomy=anatomy,
     )
     if found.reason is not None:
         return None, f"with shuffled answers {found.reason}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...anatomy import Anatomy
 from ...behavior import Behavior, BehaviorLike, as_behavior
 from ...task import Task
 from .bench import Ablation, on_bench
@@ -38,6 +39,7 @@ class Judge:
         controls: Number of random connected circuits.
         seed: Seed of all that is drawn.
         nodes: Most nodes that are removed one by one, the strongest: what the work follows from.
+        anatomy: What the model is made of, where that is known already.
     """
 
     circuit: Circuit
@@ -47,6 +49,7 @@ class Judge:
     controls: int = 8
     seed: int = 0
     nodes: int = 32
+    anatomy: Anatomy | None = None
 
     def __call__(
         self, model: nn.Module, behavior: BehaviorLike, untrained: nn.Module | None = None
@@ -63,14 +66,18 @@ class Judge:
         """
         own = as_behavior(behavior)
         mask, scores = self.circuit.runnable(), self.scores or self.circuit.scores
-        shuffled, why = same_search(model, self.circuit, scores, own, self.task, self.seed)
-        with on_bench(model, own, ablation=self.ablation, task=self.task) as bench:
+        with on_bench(
+            model, own, ablation=self.ablation, task=self.task, anatomy=self.anatomy
+        ) as bench:
             self.circuit.require_graph(bench.graph)
             anatomy = bench.wiring.anatomy
             trial = Trial.on(bench, self.seed)
             if trial.reason is not None:
                 blank, convention = self._blank(), self._convention(own)
                 return dataclasses.replace(blank, convention=convention, reason=trial.reason)
+            shuffled, why = same_search(
+                model, self.circuit, scores, own, self.task, self.seed, anatomy
+            )
             roles, unknown = roles_of(self.circuit, model, own, self.task, anatomy)
             links = links_of(self.circuit, anatomy)
             card = self._judged(trial, mask, scores, roles)

@@ -92,9 +92,9 @@ class Trial:
         Returns:
             The share, not negative, and its interval.
         """
-        signed = self.share(some, other)
-        drawn = self.draws.means(some - other) / self.draws.means(self.whole)
-        return interval(abs(signed.value), drawn.abs())
+        part, whole = some - other, self.whole
+        drawn = self.draws.means(part) / self.draws.means(whole)
+        return interval(abs(float(part.mean() / whole.mean())), drawn.abs())
 
 
 def without(mask: Tensor, nodes: Sequence[int]) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...batch import attention_mask_of
 from ...behavior import Behavior, BehaviorLike, as_behavior
@@ -127,8 +127,10 @@ def edit_table(
             edit.apply()
         try:
             with untouched(edit.model) as plain, torch.no_grad():
-                rows = [r for b in chosen for r in _asked(plain, b, how)]
-                rows += _probabilities(plain, chosen[0], how, watched)
+                answered = [how.outputs(plain, b.clean) for b in chosen]
+                pairs = zip(chosen, answered, strict=True)
+                rows = [row for b, outputs in pairs for row in _asked(b, outputs)]
+                rows += _probabilities(chosen[0], answered[0], watched)
                 logits = None if text is None else how.outputs(plain, text).float()
         finally:
             edit.revert()
@@ -149,8 +151,7 @@ def _watched(edit: Edit, tokenizer: Any, variants: Sequence[int]) -> dict[int, s
     return found
 
 
-def _asked(model: nn.Module, behavior: Behavior, task: Task) -> list[EditRow]:
-    outputs = task.outputs(model, behavior.clean)
+def _asked(behavior: Behavior, outputs: Tensor) -> list[EditRow]:
     metric = float(behavior.metric(outputs).float().mean())
     rows = [EditRow(f"{behavior.name}: metric", metric, metric)]
     if behavior.margin is not None or behavior.answers is not None:
@@ -159,12 +160,7 @@ def _asked(model: nn.Module, behavior: Behavior, task: Task) -> list[EditRow]:
     return rows
 
 
-def _probabilities(
-    model: nn.Module, behavior: Behavior, task: Task, watched: dict[int, str]
-) -> list[EditRow]:
-    if not watched:
-        return []
-    outputs = task.outputs(model, behavior.clean)
+def _probabilities(behavior: Behavior, outputs: Tensor, watched: dict[int, str]) -> list[EditRow]:
     question = behavior.question
     position = question.position if isinstance(question, Logit) else -1
     found = []
