@@ -191,6 +191,12 @@ class Anatomy:
             final_norm=_plain(self.final_norm),
         )
 
+    @property
+    def mlp_layers(self) -> tuple[int, ...]:
+        """The layers with an MLP that a module returns, in order."""
+        found = {w.layer for w in self.writers if w.kind == "mlp" and w.module}
+        return tuple(sorted(found))
+
     def approximate(
         self, layer: int | None = None, circuit: Literal["QK", "OV", "heads"] | None = None
     ) -> list[str]:

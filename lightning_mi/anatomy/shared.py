@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -30,12 +32,13 @@ def check_anatomy(anatomy: object) -> None:
         )
 
 
-def shared_anatomy(model: nn.Module, context: Context) -> Anatomy:
+def shared_anatomy(model: nn.Module, context: Context, example: Any = None) -> Anatomy:
     """Return the anatomy of the measured model, found once a firing.
 
     Args:
         model: The user's model.
         context: Batch, task and memo.
+        example: What the model is run on; None takes the measured batch, where there is one.
 
     Returns:
         The anatomy. Do not change its tensors: others read them too.
@@ -45,8 +48,9 @@ def shared_anatomy(model: nn.Module, context: Context) -> Anatomy:
     """
 
     def find() -> Anatomy:
-        batch = context.batch if context.has_batch else None
-        task = context.task if context.has_batch else context.known_task
+        measured = example is None and context.has_batch
+        batch = context.batch if measured else example
+        task = context.task if measured else context.known_task
         with torch.no_grad():
             return Anatomy.of(model, batch, task=task)
 

@@ -241,12 +241,13 @@ def blank(
     return EdgeScores(graph, values, clean, corrupted, direction, method, steps, examples, reason)
 
 
-def coinciding(clean: float, corrupted: float) -> str | None:
+def coinciding(clean: float, corrupted: float, carrier: str = "an edge") -> str | None:
     """Return why nothing can be said where a metric is the same on both prompts, else None.
 
     Args:
         clean: Metric of the clean prompts.
         corrupted: Metric of the corrupted prompts.
+        carrier: What was to carry the difference.
 
     Returns:
         A sentence, or None.
@@ -255,7 +256,7 @@ def coinciding(clean: float, corrupted: float) -> str | None:
         return None
     return (
         f"the metric is {clean:.4g} on clean and {corrupted:.4g} on corrupted prompts: there is no "
-        "difference that an edge could carry"
+        f"difference that {carrier} could carry"
     )
 
 

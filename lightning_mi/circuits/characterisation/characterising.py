@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ...anatomy import Anatomy
 from ...behavior import Behavior, BehaviorLike, as_behavior
 from ...characteristic import Characteristic, Expectation
 from ...errors import ArgumentError, LightningMIError
@@ -364,10 +365,13 @@ def asked_of(model: nn.Module, task: Task | None) -> Asked:
 
 def _of(circuit: Circuit, model: nn.Module, ablation: Ablation, task: Task | None) -> Asked:
     home = next((p.device for p in model.parameters()), torch.device("cpu"))
+    known: Anatomy | None = None
 
     def ask(behavior: Behavior) -> Tensor:
+        nonlocal known
         here = behavior.to(home)
-        with on_bench(model, here, ablation=ablation, task=task) as bench:
+        with on_bench(model, here, ablation=ablation, task=task, anatomy=known) as bench:
+            known = bench.wiring.anatomy  # That of all prompts: it is found once.
             circuit.require_graph(bench.graph)
             return bench.metric(circuit.mask[None])[0]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...anatomy import Anatomy
+from ...anatomy.shared import shared_anatomy
 from ...batch import attention_mask_of
 from ...behavior import Behavior, BehaviorLike, as_behavior
 from ...errors import ArgumentError
@@ -246,7 +247,10 @@ class _Trial:
 
     def differences(self, behavior: Behavior) -> Tensor:
         """Return clean − corrupted of what the part computes ``[row, d]``."""
-        clean, corrupted = (self._seen(b, behavior) for b in (behavior.clean, behavior.corrupted))
+        ports = Ports(self.model, self.task, lambda: self.anatomy)
+        if as_place(self.part).kind == "residual":
+            ports.find_streams(behavior.clean)
+        clean, corrupted = (self._seen(ports, b) for b in (behavior.clean, behavior.corrupted))
         rows = (clean - corrupted).float().cpu()
         if self.positions is not None:
             at = behavior.where(self.positions).cpu()
@@ -255,11 +259,8 @@ class _Trial:
         flat = rows.flatten(0, 1)
         return flat if mask is None else flat[mask.flatten().bool().cpu()]
 
-    def _seen(self, batch: Any, behavior: Behavior) -> Tensor:
-        ports = Ports(self.model, self.task, lambda: self.anatomy)
+    def _seen(self, ports: Ports, batch: Any) -> Tensor:
         place = as_place(self.part)
-        if place.kind == "residual":
-            ports.find_streams(behavior.clean)
         seen: dict[Any, Tensor] = {}
         with ports.opened({}, seen, {place.port}):
             self.task.outputs(self.model, batch)
@@ -273,12 +274,12 @@ class _Trial:
             behavior.metric(self.task.outputs(self.model, b)).float()
             for b in (behavior.clean, behavior.corrupted)
         )
-        reason = coinciding(float(clean.mean()), float(corrupted.mean()))
+        reason = coinciding(float(clean.mean()), float(corrupted.mean()), "a part")
         if reason is None and not basis.shape[1]:
             reason = "the part computes the same on clean and corrupted prompts"
         if reason is not None:
             nothing = Estimate(math.nan)
-            return reason.replace("an edge", "a part"), (nothing, nothing, nothing), ()
+            return reason, (nothing, nothing, nothing), ()
         effect = clean - corrupted
         all_lost = clean - self._without(behavior, None)
         lost = clean - self._without(behavior, basis)
@@ -384,6 +385,7 @@ class FunctionalSubspaces:
         made = {}
         for name, behavior in self.behaviors.items():
             own = as_behavior(behavior).to(context.device)
+            known = shared_anatomy(model, context, own.clean)
             for text in self.parts:
                 made[f"{name} at {text}"] = functional_subspace(
                     model,
@@ -392,6 +394,7 @@ class FunctionalSubspaces:
                     positions=self.positions,
                     energy=self.energy,
                     rank=self.rank,
+                    anatomy=known,
                     task=context.known_task,
                 )
         if len(made) == 1:

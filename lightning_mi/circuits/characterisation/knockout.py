@@ -23,7 +23,14 @@ from ..causal.edges import coinciding
 from ..causal.ports import Change, Ports
 from ..causal.streams import repeated
 
-__all__ = ["AttentionKnockout", "Span", "attention_knockout", "span_of"]
+__all__ = [
+    "AttentionKnockout",
+    "Span",
+    "around",
+    "attention_knockout",
+    "position_of",
+    "span_of",
+]
 
 Span: TypeAlias = str | tuple[str, str]
 """A position that a behavior names, or from one to another one, both included."""
@@ -74,18 +81,18 @@ def attention_knockout(
     with untouched(model) as plain, frozen(plain), torch.no_grad():
         chosen = task or Task()
         rows, keys = span_of(own, source), span_of(own, target)
-        clean, corrupted = (
-            own.metric(chosen.outputs(plain, b)).float() for b in (own.clean, own.corrupted)
-        )
-        layers = _layers(plain, chosen, own)
-        reason = coinciding(float(clean.mean()), float(corrupted.mean()))
+        with tap(plain, keep=True) as seen:
+            clean = own.metric(chosen.outputs(plain, own.clean)).float()
+        corrupted = own.metric(chosen.outputs(plain, own.corrupted)).float()
+        layers = sum(not site.cross for site in seen.sites)
+        reason = coinciding(float(clean.mean()), float(corrupted.mean()), "attention")
         whole = float(clean.mean() - corrupted.mean())
         cutter = _Cutter(plain, chosen, own, rows, renormalise)
 
         effect = null = torch.full((layers,), math.nan)
         if reason is None:
             blocked = [keys, *(_others(rows, keys, seed + i) for i in range(DRAWS))]
-            made = [cutter(_around(i, window, layers), blocked) for i in range(layers)]
+            made = [cutter(around(i, window, layers), blocked) for i in range(layers)]
             lost = (clean.mean().cpu() - torch.stack(made)) / whole
             effect, null = lost[:, 0], lost[:, 1:].mean(1)
     about = {
@@ -103,7 +110,7 @@ def attention_knockout(
         "sign": "1: what the source sees there is all that matters",
     }
     if reason is not None:
-        about["reason"] = reason.replace("an edge", "attention")
+        about["reason"] = reason
     what = f"share lost when {_told(source)} cannot see {_told(target)}"
     where = {"what": what, "null": [None if math.isnan(v) else v for v in null.tolist()]}
     beside = {"what": "the same for as many other positions, mean of four draws", "null": 0.0}
@@ -111,6 +118,24 @@ def attention_knockout(
         "effect": Panel(effect, ("layer",), {}, "share", {**about, **where}),
         "null": Panel(null, ("layer",), {}, "share", {**about, **beside, "display": {}}),
     }
+
+
+def position_of(behavior: Behavior, name: str) -> Tensor:
+    """Return a position of each prompt.
+
+    Args:
+        behavior: The prompts.
+        name: A position that it names, or ``"last"``: where it names none, the last that is not
+            padding.
+
+    Returns:
+        Long tensor ``[example]``, not negative.
+
+    Raises:
+        ArgumentError: If there is no such position.
+    """
+    positions = {"last": -1, **behavior.positions}
+    return dataclasses.replace(behavior, positions=positions).where(name)
 
 
 def span_of(behavior: Behavior, span: Span) -> Tensor:
@@ -129,9 +154,7 @@ def span_of(behavior: Behavior, span: Span) -> Tensor:
     ids = main_input(behavior.clean)
     steps = torch.arange(ids.shape[1], device=ids.device)
     first, last = (span, span) if isinstance(span, str) else span
-    if "last" in (first, last) and "last" not in behavior.positions:
-        behavior = dataclasses.replace(behavior, positions={**behavior.positions, "last": -1})
-    start, stop = (behavior.where(name).to(ids.device) for name in (first, last))
+    start, stop = (position_of(behavior, name).to(ids.device) for name in (first, last))
     if bool((stop < start).any()):
         raise ArgumentError.of(
             "span",
@@ -186,13 +209,17 @@ def _no_anatomy() -> Any:
     )
 
 
-def _layers(model: nn.Module, task: Task, behavior: Behavior) -> int:
-    with tap(model, keep=True) as seen:
-        task.outputs(model, behavior.clean)
-    return sum(not site.cross for site in seen.sites)
+def around(layer: int, window: int, layers: int) -> list[int]:
+    """Return the layers that are changed at once.
 
+    Args:
+        layer: Their middle.
+        window: How many.
+        layers: How many there are; a window ends with them.
 
-def _around(layer: int, window: int, layers: int) -> list[int]:
+    Returns:
+        Their indices.
+    """
     start = layer - (window - 1) // 2
     return [i for i in range(start, start + window) if 0 <= i < layers]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...anatomy import Anatomy
+from ...anatomy.shared import shared_anatomy
 from ...anatomy.tape import named
 from ...batch import attention_mask_of, main_input
 from ...behavior import Behavior, BehaviorLike, as_behavior
@@ -22,7 +23,7 @@ from ...task import Task
 from ..causal.edges import coinciding
 from ..causal.ports import Change, Ports
 from ..causal.streams import repeated
-from .knockout import Span, span_of
+from .knockout import Span, around, span_of
 
 __all__ = ["CLASSES", "Restored", "SubjectTracing", "subject_tracing"]
 
@@ -90,10 +91,11 @@ def subject_tracing(
     with untouched(model) as plain, frozen(plain), torch.no_grad():
         known = anatomy or Anatomy.of(plain, own.clean, task=task)
         tracer = _Tracer(plain, known, task or Task(), own, what, window, draws)
-        tracer.prepare(span_of(own, subject), noise, seed)
+        drowned = span_of(own, subject)
+        tracer.prepare(drowned, noise, seed)
         clean, noised = float(tracer.clean.mean()), float(tracer.noised.mean())
         reason = coinciding(clean, noised)
-        kinds = _kinds(own, span_of(own, subject))
+        kinds = _kinds(own, drowned)
         effect = torch.full((len(tracer.layers), len(CLASSES)), math.nan)
         if reason is None:
             effect = tracer.effects(kinds)
@@ -143,8 +145,8 @@ class _Tracer:
         self.ports = Ports(self.model, self.task, lambda: self.anatomy)
         if self.what == "residual":
             self.ports.find_streams(self.behavior.clean)
-        own = {w.layer for w in self.anatomy.writers if w.kind == "mlp" and w.module}
-        self.layers = list(range(self.anatomy.n_layers)) if self.what == "residual" else sorted(own)
+        every = range(self.anatomy.n_layers)
+        self.layers = list(every if self.what == "residual" else self.anatomy.mlp_layers)
         self.embedding = _embedding(self.model, self.anatomy)
         embedded: list[Tensor] = []
         self.seen: dict[Any, Tensor] = {}
@@ -173,8 +175,7 @@ class _Tracer:
         whole = float(self.clean.mean() - self.noised.mean())
         rows = []
         for index in range(len(self.layers)):
-            start = index - (self.window - 1) // 2
-            span = self.layers[max(0, start) : start + self.window]
+            span = [self.layers[i] for i in around(index, self.window, len(self.layers))]
             share = (self._restored(span, length) - self.noised) / whole  # position, example
             rows.append(_by_kind(share.T.cpu(), kinds.cpu()))
         return torch.stack(rows)
@@ -315,13 +316,15 @@ class SubjectTracing:
         Returns:
             The panels.
         """
+        own = as_behavior(self.behavior).to(context.device)
         return subject_tracing(
             model,
-            as_behavior(self.behavior).to(context.device),
+            own,
             self.subject,
             what=self.what,
             window=self.window,
             noise=self.noise,
             draws=self.draws,
+            anatomy=shared_anatomy(model, context, own.clean),
             task=context.known_task,
         )

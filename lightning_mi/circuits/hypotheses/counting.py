@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -262,12 +263,24 @@ class _Trial:
 
     def cells(self, draw: int | None = None) -> Estimate:
         """Return the interchange accuracy of single cells' sums; with ``draw`` at random."""
-        rank, seed = self.stated.rank, self.stated.seed
         if not self.usable:
             return Estimate(math.nan)
-        code = Code.fitted(self.vectors, self.training.totals[:, None], rank)
+        code = self.total_code
         if draw is not None:
-            code = Code.drawn(code, torch.Generator().manual_seed(seed + draw))
+            code = Code.drawn(code, torch.Generator().manual_seed(self.stated.seed + draw))
+        pictures, h, added, stated = self.halves
+        level = torch.zeros(len(stated), dtype=torch.long)
+        return self._right(pictures, code.moved(h, added, level), stated)
+
+    @functools.cached_property
+    def total_code(self) -> Code:
+        """Where the total stands."""
+        return Code.fitted(self.vectors, self.training.totals[:, None], self.stated.rank)
+
+    @functools.cached_property
+    def halves(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pictures, what stands at the site, what others' halves would add, the number stated."""
+        seed = self.stated.seed
         generator = torch.Generator().manual_seed(seed + 3)
         order = torch.rand(len(self.base), CELLS, generator=generator).argsort(1)
         half = (order < CELLS // 2).reshape(-1, GRID, GRID)
@@ -278,8 +291,13 @@ class _Trial:
         pictures = self.pictures(base, seed + 1)
         parts = [self.pictures(only(s, half), seed + 1) for s in (source, base)]
         h, new, old = (self.spot.read(p) for p in (pictures, *parts))
-        level = torch.zeros(len(chosen), dtype=torch.long)
-        return self._right(pictures, code.moved(h, new - old, level), stated[chosen])
+        return pictures, h, new - old, stated[chosen]
+
+    @functools.cached_property
+    def unequal(self) -> tuple[Scenes, Scenes]:
+        """Pairs of scenes that do not hold the same number of objects."""
+        index = (self.base.totals != self.source.totals).nonzero()[: self.stated.pairs, 0]
+        return self.base.select(index), self.source.select(index)
 
     def _pairs(self, partition: Partition) -> tuple[Tensor, Tensor, Tensor]:
         """Return pairs where rivals disagree, the level that is swapped, and the number stated."""
@@ -354,8 +372,7 @@ class _Trial:
 
     def whole(self) -> Line:
         """Return whether the answer depends on the site alone: everything there is swapped."""
-        index = (self.base.totals != self.source.totals).nonzero()[: self.stated.pairs, 0]
-        base, source = self.base.select(index), self.source.select(index)
+        base, source = self.unequal
         seed = self.stated.seed
         h = self.spot.read(self.pictures(source, seed + 2))
         found = self._right(self.pictures(base, seed + 1), h, source.totals)
@@ -376,15 +393,12 @@ class _Trial:
     def total(self) -> Line:
         """Return whether the total stands in a subspace of the given rank: told without a claim."""
         found = Estimate(math.nan)
-        index = (self.base.totals != self.source.totals).nonzero()[: self.stated.pairs, 0]
-        base, source = self.base.select(index), self.source.select(index)
-        seed, none = self.stated.seed, torch.zeros(len(index), dtype=torch.long)
+        base, source = self.unequal
+        seed, none = self.stated.seed, torch.zeros(len(base), dtype=torch.long)
         if self.usable:
-            totals = self.training.totals[:, None]
-            code = Code.fitted(self.vectors, totals, self.stated.rank)
             pictures = self.pictures(base, seed + 1)
             h, other = (self.spot.read(p) for p in (pictures, self.pictures(source, seed + 2)))
-            found = self._right(pictures, code.moved(h, other - h, none), source.totals)
+            found = self._right(pictures, self.total_code.moved(h, other - h, none), source.totals)
         return Line(
             "characterisation",
             "site",
@@ -457,8 +471,7 @@ def _silent(behavior: Counting, model: nn.Module, task: Task) -> str | None:
         ends = [own.metric(task.outputs(model, b)) for b in (own.clean, own.corrupted)]
     if not bool(torch.stack(ends).isfinite().all()):
         return "the metric is not finite on all pictures"
-    found = coinciding(float(ends[0].mean()), float(ends[1].mean()))
-    return None if found is None else found.replace("an edge", "a part")
+    return coinciding(float(ends[0].mean()), float(ends[1].mean()), "a part")
 
 
 def _within(model: nn.Module, network: nn.Module, name: str) -> str:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ...anatomy import Anatomy
+from ...anatomy.shared import shared_anatomy
 from ...attention import Site, tap
-from ...batch import attention_mask_of, main_input
+from ...batch import main_input
 from ...behavior import Behavior
 from ...behaviors import RepeatedTokens
 from ...errors import ArgumentError, LightningMIError
@@ -25,6 +26,7 @@ from ..causal.edges import coinciding
 from ..causal.places import At
 from ..causal.places import Part as Place
 from ..causal.values import Value, from_run
+from ..characterisation.knockout import position_of
 from ..readout import Roles
 from ..readout.roles import shared_roles
 from ..weights.copying import table
@@ -64,13 +66,7 @@ class Subject:
     @functools.cached_property
     def anatomy(self) -> Anatomy:
         """What the model is made of."""
-        clean, task = self.behavior.clean, self.task
-
-        def find() -> Anatomy:
-            with torch.no_grad():
-                return Anatomy.of(self.model, clean, task=task)
-
-        return self.context.shared("anatomy", find)
+        return shared_anatomy(self.model, self.context, self.behavior.clean)
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -81,8 +77,7 @@ class Subject:
     @property
     def mlps(self) -> tuple[MLP, ...]:
         """All MLPs, layer by layer."""
-        own = {w.layer for w in self.anatomy.writers if w.kind == "mlp" and w.module}
-        return tuple(MLP(layer) for layer in sorted(own))
+        return tuple(MLP(layer) for layer in self.anatomy.mlp_layers)
 
     @functools.cached_property
     def roles(self) -> Roles | str:
@@ -109,8 +104,7 @@ class Subject:
         clean, corrupted = self.ends
         if not bool((clean.isfinite() & corrupted.isfinite()).all()):
             return "the metric is not finite on all prompts"
-        found = coinciding(float(clean.mean()), float(corrupted.mean()))
-        return None if found is None else found.replace("an edge", "a part")
+        return coinciding(float(clean.mean()), float(corrupted.mean()), "a part")
 
     def _metric(self, batch: object) -> Tensor:
         with torch.no_grad():
@@ -201,20 +195,13 @@ class Subject:
                 not use that name itself: where the prompt first holds that token.
 
         Returns:
-            Long tensor ``[example]``; −1 where an example has none.
+            Long tensor ``[example]``, on the CPU; −1 where an example has none.
 
         Raises:
             ArgumentError: If there is no such position.
         """
-        if name in self.behavior.positions:
-            return self.behavior.where(name)
-        if name == "last":
-            ids = main_input(self.behavior.clean)
-            mask = attention_mask_of(self.behavior.clean)
-            if mask is None:
-                return torch.full((len(ids),), ids.shape[1] - 1)
-            steps = torch.arange(mask.shape[1], device=mask.device)
-            return torch.where(mask.bool(), steps, -1).amax(1)
+        if name == "last" or name in self.behavior.positions:
+            return position_of(self.behavior, name).cpu()
         tokens = {"answer": self.behavior.answers, "wrong": self.behavior.wrong}.get(name)
         if tokens is None:
             raise ArgumentError.of(
@@ -223,10 +210,9 @@ class Subject:
                 got=repr(name),
                 do=f"These are what {self.behavior.name!r} has.",
             )
-        same = (
-            main_input(self.behavior.clean) == tokens.to(main_input(self.behavior.clean))[:, None]
-        )
-        return torch.where(same.any(1), same.int().argmax(1), -1)
+        ids = main_input(self.behavior.clean)
+        same = ids == tokens.to(ids)[:, None]
+        return torch.where(same.any(1), same.int().argmax(1), -1).cpu()
 
     def attention(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return how much each head looks from one position to another one, on clean prompts.
