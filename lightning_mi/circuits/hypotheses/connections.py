@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
@@ -135,7 +135,7 @@ class Overlaps:
     def __post_init__(self) -> None:
         """Check input and margin."""
         _check_reads(self.reads)
-        check_share(self.margin)
+        check_share(self.margin, "margin", "0.1")
 
     def claim(self) -> str:
         """Return it in words.
@@ -290,7 +290,7 @@ def _line(
     key: str,
     claim: str,
     pairs: Sequence[tuple[Head, Head]],
-    measure: object,
+    measure: Callable[[], tuple[float, float, tuple[str, ...]]],
     margin: float,
     unit: str,
     *,
@@ -298,7 +298,7 @@ def _line(
 ) -> Line:
     value, null, names = math.nan, math.nan, tuple[str, ...]()
     reason = None if pairs else NO_PAIR
-    if pairs and callable(measure):
+    if pairs:
         value, null, names = measure()
         reason = "the heads have no weights to be read" if math.isnan(value) else None
     # A null of deviations is itself where the claim begins; one of shares is taken off.

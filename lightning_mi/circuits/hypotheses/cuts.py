@@ -140,18 +140,20 @@ def _drawn(size: int, count: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(size, generator=generator)[:count].sort().values
 
 
-def check_share(share: float) -> None:
+def check_share(share: float, argument: str = "share", example: str = "0.5") -> None:
     """Refuse a share that is none.
 
     Args:
         share: The smallest share that is stated.
+        argument: How the argument is called.
+        example: A share that makes sense.
 
     Raises:
         ArgumentError: If it is not in (0, 1].
     """
     if isinstance(share, bool) or not 0 < share <= 1:
         raise ArgumentError.of(
-            "share", expected="above 0, at most 1", got=share, do="Take for example 0.5."
+            argument, expected="above 0, at most 1", got=share, do=f"Take for example {example}."
         )
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ...errors import ArgumentError
 from ..readout import logit_attribution
-from ..readout.roles import ROLES
+from ..readout.roles import ROLES, above
+from .cuts import check_share
 from .subject import Subject, index_of
 
 __all__ = ["Attends", "Copies", "Looks", "Prior", "Scored", "Writes"]
@@ -218,11 +219,10 @@ class Attends:
         values, uniform = subject.attention(source, target)
         matched, _ = subject.attention(source, other)
         null = torch.maximum(uniform, matched)
-        excess = torch.where(1 - null > 1e-6, (values - null) / (1 - null).clamp(min=1e-6), 0.0)
         reason = None
         if bool(values.isnan().all()):
             reason = f"no prompt has positions {self.source} and {self.target}"
-        return Scored(values, null, excess, reason)
+        return Scored(values, null, above(values, null), reason)
 
 
 @dataclass(frozen=True)
@@ -329,7 +329,4 @@ def _need_heads(kind: str, what: str) -> None:
 
 
 def _check(margin: float) -> None:
-    if isinstance(margin, bool) or not 0 < margin <= 1:
-        raise ArgumentError.of(
-            "margin", expected="above 0, at most 1", got=margin, do="Take for example 0.3."
-        )
+    check_share(margin, "margin", "0.3")

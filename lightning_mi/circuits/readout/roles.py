@@ -20,7 +20,7 @@ from ...task import Task
 from ..heads.scored import Scored, scored
 from .copiers import Copied, copied
 
-__all__ = ["ROLES", "HeadRoles", "Roles", "head_roles", "shared_roles"]
+__all__ = ["ROLES", "HeadRoles", "Roles", "above", "head_roles", "shared_roles"]
 
 ROLES = {
     "induction": "induction",
@@ -193,14 +193,14 @@ def roles_of(found: Scored, copying: Copied, margin: float) -> Roles:
     for role, name in ROLES.items():
         score, null = found.main.scores[name].nanmean(0), found.main.nulls[name].nanmean(0)
         other = control[f"{name}_matched_null"].nanmean(0)
-        beaten = torch.stack([_above(score, null), _above(score, other)])
+        beaten = torch.stack([above(score, null), above(score, other)])
         # NaN where either is: a head without a null has no role.
         excess[role] = beaten.amin(0)
         scores[role], uniform[role], matched[role] = score, null, other
     for role, sign in (("copying", 1.0), ("anti_copying", -1.0)):
         score = sign * copying.scores.to(found.main.scores["induction"])
         null, other = torch.zeros_like(score), copying.matched.to(score)
-        excess[role] = torch.stack([_above(score, null), _above(score, other)]).amin(0)
+        excess[role] = torch.stack([above(score, null), above(score, other)]).amin(0)
         scores[role], uniform[role], matched[role] = score, null, other
     reasons = {role: _reason(role, copying) for role, v in excess.items() if v.isnan().all()}
     modules = tuple(found.main.modules)
@@ -213,7 +213,16 @@ def _reason(role: str, copying: Copied) -> str:
     return copying.reason
 
 
-def _above(score: Tensor, null: Tensor) -> Tensor:
+def above(score: Tensor, null: Tensor) -> Tensor:
+    """Return (score − null) / (1 − null).
+
+    Args:
+        score: A score of at most 1.
+        null: Its null, the same shape.
+
+    Returns:
+        The excess; NaN where either is not finite.
+    """
     # Where the null is 1 already nothing can be shown: the score cannot be above it.
     room = 1 - null
     return torch.where(room > 1e-6, (score - null) / room.clamp(min=1e-6), 0.0).where(
