@@ -7,6 +7,7 @@ of the prompt with where saliency and integrated gradients say that the answer c
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +15,10 @@ from torch import Tensor
 
 from .record import Panel, Record
 
-__all__ = ["agreement", "permutation_floor", "spearman"]
+__all__ = ["FEWEST", "agreement", "pearson", "permutation_floor", "ranks", "spearman"]
+
+FEWEST = 3
+"""Pairs that a correlation needs at least."""
 
 EXPLANATIONS = {"saliency": "agree_sal", "integrated_gradients": "agree_ig"}
 """Measurements that are compared, and the headline under which each agreement is logged."""
@@ -34,12 +38,52 @@ def spearman(a: Tensor, b: Tensor) -> float:
         >>> spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 9.0]))
         1.0
     """
-    if len(a) < 3 or bool(a.isnan().any() or b.isnan().any()):
-        return float("nan")
-    x, y = (_ranks(v.double()) for v in (a, b))
-    x, y = x - x.mean(), y - y.mean()
-    scale = float((x.square().sum() * y.square().sum()).sqrt())
-    return min(1.0, max(-1.0, float((x * y).sum()) / scale)) if scale else float("nan")
+    if bool(a.isnan().any() or b.isnan().any()):
+        return math.nan
+    return float(pearson(ranks(a.double()), ranks(b.double())))
+
+
+def pearson(a: Tensor, b: Tensor) -> Tensor:
+    """Return the correlation of rows.
+
+    Args:
+        a: Shape ``[…, n]``.
+        b: The same shape.
+
+    Returns:
+        Shape ``[…]``, double; NaN where a row is constant, or n < 3.
+    """
+    a, b = (t.double() - t.double().mean(-1, keepdim=True) for t in (a, b))
+    scale = (a.square().sum(-1) * b.square().sum(-1)).sqrt()
+    known = (scale > 0) & (a.shape[-1] >= FEWEST)
+    found = (a * b).sum(-1) / torch.where(known, scale, 1.0)
+    return torch.where(known, found.clamp(-1, 1), math.nan)
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Return ranks along the last dimension, ties sharing the mean of theirs.
+
+    Args:
+        values: Any shape ``[…, n]``, without NaN.
+
+    Returns:
+        Double, from 0.
+
+    Example:
+        >>> ranks(torch.tensor([3.0, 1.0, 3.0])).tolist()
+        [1.5, 0.0, 1.5]
+    """
+    # Sorted, not compared pair by pair: an image has 50,000 pixels.
+    ordered, place = values.sort(-1)
+    index = torch.arange(values.shape[-1], device=values.device).expand_as(place)
+    fresh = torch.ones_like(place, dtype=torch.bool)
+    fresh[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    final = torch.ones_like(fresh)
+    final[..., :-1] = fresh[..., 1:]
+    first = torch.where(fresh, index, 0).cummax(-1).values
+    last = torch.where(final, index, values.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
+    mean = (first + last).double() / 2
+    return torch.empty_like(mean).scatter_(-1, place, mean)
 
 
 @functools.lru_cache(maxsize=256)  # the prompt's length does not change from firing to firing
@@ -55,8 +99,8 @@ def permutation_floor(n: int, *, level: float = 0.95, draws: int = 1000, seed: i
     Returns:
         The quantile of |Spearman| between n ranks and a random order of them; about 1.96/√(n−1).
     """
-    if n < 3:
-        return float("nan")
+    if n < FEWEST:
+        return math.nan
     generator = torch.Generator().manual_seed(seed)
     orders = torch.rand(draws, n, generator=generator, dtype=torch.float64).argsort(1).double()
     ranks = torch.arange(n, dtype=torch.float64)
@@ -123,11 +167,3 @@ def _strongest(attention: Record, scores: Record) -> tuple[str, Tensor]:
     }
     best = max(range(len(names)), key=lambda i: rank.get(names[i], -1.0))
     return names[best], attention.panel.values[best]
-
-
-def _ranks(values: Tensor) -> Tensor:
-    # Sorted, not compared pair by pair: an image has 50,000 pixels.
-    ordered = values.sort().values
-    below = torch.searchsorted(ordered, values)
-    upto = torch.searchsorted(ordered, values, right=True)
-    return (below + upto + 1).double() / 2

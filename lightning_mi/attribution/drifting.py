@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..comparison import permutation_floor
+from ..comparison import pearson, permutation_floor, ranks
 from ..errors import ArgumentError
 from ..record import Reading, Record
 from .spread import Scores, concentration, mean_of, share, units_of
@@ -217,25 +217,8 @@ def is_attribution(record: Record) -> bool:
 
 def _spearman(x: Tensor, y: Tensor) -> Tensor:
     """Return `comparison.spearman` of every row at once: an image has 50,000 units."""
-    ranks = [_ranks(v) for v in (x, y)]
-    a, b = (r - r.mean(1, keepdim=True) for r in ranks)
-    size = (a.square().sum(1) * b.square().sum(1)).sqrt()
-    unknown = (x.isnan() | y.isnan()).any(1) | (size == 0) | (x.shape[1] < 3)
-    return ((a * b).sum(1) / size).clamp(-1, 1).masked_fill(unknown, math.nan).cpu()
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Return ranks along the last axis, ties sharing the mean of theirs."""
-    ordered, place = values.sort(dim=1)
-    index = torch.arange(values.shape[1], device=values.device).expand_as(place)
-    fresh = torch.ones_like(place, dtype=torch.bool)
-    fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    final = torch.ones_like(fresh)
-    final[:, :-1] = fresh[:, 1:]
-    first = torch.where(fresh, index, 0).cummax(1).values
-    last = torch.where(final, index, values.shape[1]).flip(1).cummin(1).values.flip(1)
-    mean = (first + last).double() / 2
-    return torch.empty_like(mean).scatter_(1, place, mean)
+    unknown = (x.isnan() | y.isnan()).any(1)
+    return pearson(ranks(x), ranks(y)).masked_fill(unknown, math.nan).cpu()
 
 
 def _jaccard(x: Tensor, y: Tensor, k: int) -> Tensor:

@@ -9,13 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Estimate", "auc", "bootstrap", "pearson", "ranks", "slopes", "spearman"]
+from ...comparison import FEWEST, pearson, ranks
+
+__all__ = ["FEWEST", "Estimate", "auc", "bootstrap", "pearson", "ranks", "slopes", "spearman"]
 
 LEVEL = 0.95
 """How sure an interval has to be."""
-
-FEWEST = 3
-"""Pairs that a correlation needs at least."""
 
 
 class Estimate(NamedTuple):
@@ -34,43 +33,6 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         """Return the three numbers."""
         return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
-
-
-def ranks(values: Tensor) -> Tensor:
-    """Return ranks along the last dimension, ties sharing the mean of theirs.
-
-    Args:
-        values: Any shape ``[…, n]``, finite.
-
-    Returns:
-        Double, from 0.
-
-    Example:
-        >>> ranks(torch.tensor([3.0, 1.0, 3.0])).tolist()
-        [1.5, 0.0, 1.5]
-    """
-    values = values.contiguous()
-    ordered = values.sort(-1).values
-    first = torch.searchsorted(ordered, values)
-    last = torch.searchsorted(ordered, values, right=True)
-    return (first + last - 1).double() / 2
-
-
-def pearson(a: Tensor, b: Tensor) -> Tensor:
-    """Return the correlation of rows.
-
-    Args:
-        a: Shape ``[…, n]``.
-        b: The same shape.
-
-    Returns:
-        Shape ``[…]``, double; NaN where a row is constant, or n < 3.
-    """
-    a, b = (t.double() - t.double().mean(-1, keepdim=True) for t in (a, b))
-    scale = (a.square().sum(-1) * b.square().sum(-1)).sqrt()
-    known = (scale > 0) & (a.shape[-1] >= FEWEST)
-    found = (a * b).sum(-1) / torch.where(known, scale, 1.0)
-    return torch.where(known, found.clamp(-1, 1), math.nan)
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
