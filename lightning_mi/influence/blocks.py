@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -103,7 +103,7 @@ def blocks_of(pieces: Iterable[Piece], point: Point) -> list[Block]:
     matrices = {p.name: p for p in pieces if isinstance(p, Matrix)}
     vectors = {p.name for p in pieces if isinstance(p, Vector)}
     joined = {p.bias for p in matrices.values() if p.bias is not None}
-    places = _places(point)
+    places = places_of({n: p.shape for n, p in point.parameters.items()}, point.device)
     found = []
     for name, place in places.items():
         piece = matrices.get(name)
@@ -112,7 +112,9 @@ def blocks_of(pieces: Iterable[Piece], point: Point) -> list[Block]:
         if piece is None or name in vectors:
             found.append(Block(name, (place.numel(),), place.flatten()))
             continue
-        index = _index(piece, places)
+        bias = None if piece.bias is None else places[piece.bias]
+        shape = (piece.left.size, piece.right.size)
+        index = joined_index(place, bias, shape, turned=not piece.left.pulled)
         found.append(Block(name, tuple(index.shape), index, piece.bias))
     return found
 
@@ -125,22 +127,43 @@ def _stretch(index: Tensor) -> slice | None:
     return slice(start, start + size) if torch.equal(flat, ordered) else None
 
 
-def _places(point: Point) -> dict[str, Tensor]:
+def places_of(shapes: Mapping[str, torch.Size], device: torch.device) -> dict[str, Tensor]:
+    """Return where the entries of each parameter lie in the vector of all of them.
+
+    Args:
+        shapes: By name, in the order of the vector.
+        device: Where the places are to be.
+
+    Returns:
+        By name, shaped like the parameter.
+    """
     places, start = {}, 0
-    for name, p in point.parameters.items():
-        places[name] = torch.arange(start, start + p.numel(), device=p.device).reshape(p.shape)
-        start += p.numel()
+    for name, shape in shapes.items():
+        size = shape.numel()
+        places[name] = torch.arange(start, start + size, device=device).reshape(shape)
+        start += size
     return places
 
 
-def _index(piece: Matrix, places: dict[str, Tensor]) -> Tensor:
-    own = places[piece.name]
-    if piece.bias is None:
-        return own.reshape(piece.left.size, piece.right.size)
-    bias = places[piece.bias]
-    if piece.left.pulled:
-        return torch.cat([own.reshape(len(bias), -1), bias[:, None]], 1)
-    return torch.cat([own.reshape(-1, len(bias)), bias[None]], 0)
+def joined_index(
+    own: Tensor, bias: Tensor | None, shape: tuple[int, ...], *, turned: bool
+) -> Tensor:
+    """Return where the entries of a weight and of its bias lie in the vector of all parameters.
+
+    Args:
+        own: Places of the weight's entries.
+        bias: Those of the bias's, the last entry of the inputs' side.
+        shape: Of the block, ``(left, right)``.
+        turned: Whether inputs are the left side, as where weights are ``[in, out]``.
+
+    Returns:
+        Places in the block's shape.
+    """
+    if bias is None:
+        return own.reshape(shape)
+    if turned:
+        return torch.cat([own.reshape(-1, len(bias)), bias[None]], 0)
+    return torch.cat([own.reshape(len(bias), -1), bias[:, None]], 1)
 
 
 def grouped(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blocks import Block, dense, grouped, in_parts
+from .blocks import Block, dense, grouped, in_parts, joined_index, places_of
 from .during_pieces import known_parameters, pieces_of_call
 from .factors import LONGEST_SIDE, LONGEST_VECTOR, Eigen, Eigens
 from .pieces import Factor, Piece, Vector
@@ -48,7 +48,6 @@ class TrainingFactors:
     ) -> None:
         self.damping, self.decay, self.corrected = damping, decay, corrected
         self.names = known_parameters(model)
-        self.sizes = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
         self.shapes = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
         self.examples = 0.0
         self.batches = 0
@@ -183,7 +182,7 @@ class TrainingFactors:
         applied = Eigens(
             blocks=blocks, eigen=eigen, dampings=dampings, labels="true", kind=torch.float32
         )
-        covered = sum(b.size for b in blocks) / max(1, sum(self.sizes.values()))
+        covered = sum(b.size for b in blocks) / max(1, sum(s.numel() for s in self.shapes.values()))
         facts = {
             "factors": "empirical Fisher matrix of training batches, "
             + ("EK-FAC in lagged eigenbases" if lagged else "K-FAC"),
@@ -202,25 +201,13 @@ class TrainingFactors:
         return {name: sums.eigen(self.examples) for name, sums in self._sums.items()}
 
     def _blocks(self, eigen: Mapping[str, Eigen]) -> list[Block]:
-        places, start = {}, 0
-        for name, size in self.sizes.items():
-            places[name] = torch.arange(start, start + size).reshape(self.shapes[name])
-            start += size
+        places = places_of(self.shapes, torch.device("cpu"))
         found = []
         for name, own in eigen.items():
-            index, bias = places[name], self._sums[name].bias
-            device = own.values.device
-            if own.values.ndim == 1:
-                index = index.flatten()
-            elif bias is not None:
-                rows = index.reshape(len(places[bias]), -1)
-                turned = own.values.shape[0] == len(places[bias])
-                if turned:
-                    index = torch.cat([rows, places[bias][:, None]], 1)
-                else:
-                    index = torch.cat([index.reshape(-1, len(places[bias])), places[bias][None]])
-            index = index.reshape(own.values.shape).to(device)
-            found.append(Block(name, tuple(own.values.shape), index, bias))
+            sums, shape = self._sums[name], tuple(own.values.shape)
+            bias = None if sums.bias is None else places[sums.bias]
+            index = joined_index(places[name], bias, shape, turned=not sums.pulled[0])
+            found.append(Block(name, shape, index.to(own.values.device), sums.bias))
         return found
 
 
