@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ class _DataInf:
 
     def __call__(self, right: Tensor) -> Solution:
         blocks = {b.name: b for b in self.gathered.blocks}
-        dampings = self._dampings(blocks)
+        dampings = self._dampings
         found = torch.zeros_like(right)
         taken = {n: b.take(right).to(self.gathered.kind).flatten(1) for n, b in blocks.items()}
         sums = {n: torch.zeros_like(t) for n, t in taken.items()}
@@ -92,8 +92,10 @@ class _DataInf:
             block.put(found, (taken[name] - sums[name] / examples) / dampings[name])
         return Solution.approximate(found, APPROXIMATE, {"labels": "true"})
 
-    def _dampings(self, blocks: dict[str, Block]) -> dict[str, float]:
-        scale = self.solver.relative_damping
+    @cached_property
+    def _dampings(self) -> dict[str, float]:
+        """Of each block; a relative one takes a pass over the data, once for all right sides."""
+        blocks, scale = {b.name: b for b in self.gathered.blocks}, self.solver.relative_damping
         if scale is None:
             return dict.fromkeys(blocks, self.curvature.damping)
         squares, examples = dict.fromkeys(blocks, 0.0), 0
