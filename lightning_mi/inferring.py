@@ -15,7 +15,7 @@ from .errors import ArgumentError, ModelError
 from .isolation import untouched, unwrapped
 from .task import Classification, NextToken, Regression, Task
 
-__all__ = ["Unlabelled", "infer_task", "task_or_plain"]
+__all__ = ["Unlabelled", "infer_task", "plain_task", "task_or_plain"]
 
 
 def infer_task(model: nn.Module, batch: Any) -> Task:
@@ -37,7 +37,7 @@ def infer_task(model: nn.Module, batch: Any) -> Task:
     """
     module = _callable_module(unwrapped(model))
     inputs, labels = main_input(batch), labels_of(batch)
-    if takes_all(Task(module).network(unwrapped(model)), batch):
+    if _has_no_label(model, batch, module):
         labels = None
     with untouched(model) as plain, torch.no_grad(), _CheckedLookups():
         outputs, dropped = _first_outputs(plain, batch, module)
@@ -85,9 +85,25 @@ def task_or_plain(model: nn.Module, batch: Any) -> Task:
     try:
         return infer_task(model, batch)
     except ArgumentError:
-        module = _callable_module(unwrapped(model))
-        everything = takes_all(Task(module).network(unwrapped(model)), batch)
-        return Unlabelled(module) if everything else Task(module)
+        return plain_task(model, batch)
+
+
+def plain_task(model: nn.Module, batch: Any) -> Task:
+    """Return a task that asks about the model's own answer, without looking for labels that fit.
+
+    Args:
+        model: The user's model.
+        batch: A batch.
+
+    Returns:
+        The task.
+    """
+    module = _callable_module(unwrapped(model))
+    return Unlabelled(module) if _has_no_label(model, batch, module) else Task(module)
+
+
+def _has_no_label(model: nn.Module, batch: Any, module: str | None) -> bool:
+    return takes_all(Task(module).network(unwrapped(model)), batch)
 
 
 def _fit_next_token(inputs: Tensor, outputs: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..batch import cut
 from ..errors import ArgumentError
-from ..inferring import task_or_plain
+from ..inferring import plain_task
 from ..measurement import Context
 from ..record import Reading
 from ..target import Loss, TargetLike, TargetOption, as_target
@@ -122,12 +122,17 @@ def task_in(context: Context, model: nn.Module, target: Any) -> Task:
     Raises:
         ArgumentError: If there is no target, and the task cannot be inferred.
     """
-    try:
+    if target is None or isinstance(target, Loss):
         return context.task
-    except ArgumentError:
-        if target is None or isinstance(target, Loss):
-            raise
-        return task_or_plain(model, context.batch)
+
+    def find() -> Task:
+        try:
+            return context.task
+        except ArgumentError:
+            return plain_task(model, context.batch)
+
+    # Shared, because it takes a forward pass to see that nothing can be inferred.
+    return context.shared("attribution.task", find)
 
 
 def explaining(of: Of, task: Task) -> Task:
