@@ -8,7 +8,7 @@ from typing import Any
 
 from ..record import Panel, Record
 from .canvas import HAIR, INK, RGB, SOFT, Canvas, Pixels, below, blend, ink_on, signed
-from .texts import places, raw_rows, rows_of_texts, title, visible
+from .texts import ALL, places, raw_rows, rows_of_texts, title, visible
 
 __all__ = ["draw_strip", "draw_strips", "fitting", "floor_of_strip", "is_signed", "row_shares"]
 
@@ -63,9 +63,9 @@ def draw_strip(record: Record, scale: float, example: int, heading: str) -> Pixe
     Returns:
         The picture.
     """
-    panel = record.panel
-    texts, values = rows_of_texts(panel), row_shares(panel)[example]
-    pieces = texts[example] if texts is not None else [""] * len(values)
+    panel, own = record.panel, slice(example, example + 1)
+    texts, (values,) = rows_of_texts(panel, own), row_shares(panel, own)
+    pieces = texts[0] if texts is not None else [""] * len(values)
     shown, sign = _seen(pieces, values), is_signed(panel)
     colours = [_colour(values[k] / scale, sign) for k in shown]
     target = _target(panel, example, len(values))
@@ -87,16 +87,17 @@ def is_signed(panel: Panel) -> bool:
     return bool((panel.values < 0).any()) if sign is None else not str(sign).startswith("none")
 
 
-def row_shares(panel: Panel) -> list[list[float]]:
+def row_shares(panel: Panel, wanted: slice = ALL) -> list[list[float]]:
     """Return signed values as they are, others as shares of their example's sum.
 
     Args:
         panel: Any panel with at least one axis; all but the last are flattened.
+        wanted: Which rows.
 
     Returns:
         One list for each row.
     """
-    rows = raw_rows(panel)
+    rows = raw_rows(panel, wanted)
     if is_signed(panel):
         return rows
     totals = [sum(value for value in row if math.isfinite(value)) or 1.0 for row in rows]

@@ -12,7 +12,10 @@ from ..pieces import whole_characters
 from ..record import Panel, Record
 from .names import spelled
 
-__all__ = ["labels", "places", "raw_rows", "readable", "rows_of_texts", "title", "visible"]
+__all__ = ["ALL", "labels", "places", "raw_rows", "readable", "rows_of_texts", "title", "visible"]
+
+ALL = slice(None)
+"""Every row."""
 
 FALLBACK = re.compile("<0x([0-9A-F]{2})>")
 """How SentencePiece writes a byte that no piece covers."""
@@ -61,11 +64,12 @@ def visible(text: str) -> str:
     return text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "")
 
 
-def rows_of_texts(panel: Panel) -> list[list[str]] | None:
+def rows_of_texts(panel: Panel, wanted: slice = ALL) -> list[list[str]] | None:
     """Return the texts along the last axis, for each entry along the others.
 
     Args:
         panel: A panel whose last axis is of tokens.
+        wanted: Which rows; the others are not made readable.
 
     Returns:
         One list for each row of ``values.flatten(0, -2)``, or None if the panel has no such labels.
@@ -81,7 +85,7 @@ def rows_of_texts(panel: Panel) -> list[list[str]] | None:
     key = max(own, key=lambda name: name.count(","))
     nested = _flat_rows(panel.coords[key], len(key.split(",")))
     repeats = max(rows // max(len(nested), 1), 1)
-    return [readable(row) for row in (nested * repeats)[:rows]]
+    return [readable(row) for row in (nested * repeats)[:rows][wanted]]
 
 
 def places(panel: Panel, drawn: Collection[str]) -> list[str]:
@@ -118,17 +122,20 @@ def title(record: Record) -> str:
     return spelled(record.measurement if record.what == "values" else record.what)
 
 
-def raw_rows(panel: Panel) -> list[list[float]]:
+def raw_rows(panel: Panel, wanted: slice = ALL) -> list[list[float]]:
     """Return the values along the last axis, for each entry along the others.
 
     Args:
         panel: A panel with at least one axis.
+        wanted: Which rows.
 
     Returns:
         One list for each row.
     """
     last = panel.values.shape[-1]
-    rows: list[list[float]] = panel.values.double().reshape(-1, last).tolist() if last else []
+    rows: list[list[float]] = (
+        panel.values.reshape(-1, last)[wanted].double().tolist() if last else []
+    )
     return rows
 
 
