@@ -31,6 +31,7 @@ from lightning_mi.influence import (
     influence_scores,
     tracin,
 )
+from lightning_mi.influence.evaluate.ranking import auc
 
 SCORED = 150
 """Texts of each kind that are scored."""
@@ -38,8 +39,8 @@ SCORED = 150
 
 def auroc(positive: Tensor, negative: Tensor) -> float:
     """Return the chance that one of the first is larger than one of the second, ties a half."""
-    apart = positive[:, None] - negative[None]
-    return float(((apart > 0).double() + (apart == 0).double() / 2).mean())
+    first = torch.arange(len(positive) + len(negative)) < len(positive)
+    return auc(torch.cat([positive, negative]), first)
 
 
 def moments(run: Trained) -> dict[str, int]:

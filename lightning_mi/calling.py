@@ -69,24 +69,25 @@ def takes_all(network: nn.Module, batch: Any) -> bool:
 
 def _required(network: nn.Module) -> set[str]:
     """Return the arguments of forward that have no default."""
-    try:
-        found = inspect.signature(network.forward).parameters
-    except (TypeError, ValueError):
-        return set()
     plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    found = _signature(network)
     return {n for n, p in found.items() if p.kind in plain and p.default is p.empty}
 
 
 def _parameters(network: nn.Module) -> set[str]:
-    try:
-        found = inspect.signature(network.forward).parameters
-    except (TypeError, ValueError):
-        return set()
-    if all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in found.values()):
+    found = _signature(network)
+    if found and all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in found.values()):
         # forward(self, **inputs) hands everything on, to the only network there is.
         inner = networks(network)
         return _parameters(network.get_submodule(inner[0])) if len(inner) == 1 else set(found)
     return set(found)
+
+
+def _signature(network: nn.Module) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(network.forward).parameters
+    except (TypeError, ValueError):
+        return {}
 
 
 def _with_positions(network: nn.Module, taken: dict[str, Any], names: set[str]) -> dict[str, Any]:
