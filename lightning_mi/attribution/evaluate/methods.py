@@ -131,27 +131,13 @@ def measured(
     return reading["values"].values.to(context.device)
 
 
-def task_of(method: Explanation, task: Task) -> Task:
-    """Return the task whose input is the one that a method explains.
-
-    Args:
-        method: A measurement may name the input with ``of``.
-        task: Of the batch.
-
-    Returns:
-        The task itself where the main input is meant.
-    """
-    of = getattr(method, "of", None)
-    return explaining(of, task) if isinstance(of, str | int | list) else task
-
-
 def task_for(
     method: Measurement, context: Context, model: nn.Module, target: TargetLike = None
 ) -> Task:
     """Return the task of a firing, whose input is the one that a measurement explains.
 
     Args:
-        method: The measurement.
+        method: The measurement; it may name the input with ``of``.
         context: Batch and task.
         model: The user's model.
         target: What is asked; None takes the method's target.
@@ -160,7 +146,8 @@ def task_for(
         The task.
     """
     asked = target if target is not None else getattr(method, "target", None)
-    return task_of(method, task_in(context, model, asked))
+    task, of = task_in(context, model, asked), getattr(method, "of", None)
+    return explaining(of, task) if isinstance(of, str | int | list) else task
 
 
 def method_name(method: Explanation) -> str:
