@@ -57,10 +57,11 @@ def _compare(
     running = any(shelf.info.get("state") == "running" for shelf in shelves)
     made["headline"] = common_headline(found, running) or made["headline"]
     letters = [one["letter"] for one in made["runs"]]
+    every = [made["checks"], *map(checks, shelves[1:])]
     made["checks"] = [
         {**check, "run": letter}
-        for letter, shelf in zip(letters, shelves, strict=True)
-        for check in checks(shelf)
+        for letter, own in zip(letters, every, strict=True)
+        for check in own
     ]
     made["short"] = common_answers(short_answers(made, first), found)
 

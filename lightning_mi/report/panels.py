@@ -82,9 +82,9 @@ def _curve(shelf: Shelf, name: str) -> dict[str, Any]:
 
 
 def _array(shelf: Shelf, name: str, most: int) -> dict[str, Any]:
-    records = shelf.get(name)
-    panel = records[-1].panel
-    records = records[thin(len(records), panel.values.numel(), most)]
+    every = shelf.get(name)
+    panel = every[-1].panel
+    records = every[thin(len(every), panel.values.numel(), most)]
     values = stack(records).reshape(len(records), -1)
     null = _null(panel)
     with_sign = signed(panel) or (null is not None and bool((values < null).any()))
@@ -102,7 +102,7 @@ def _array(shelf: Shelf, name: str, most: int) -> dict[str, Any]:
         "signed": with_sign,
         "null": null or 0.0,
         "cap": cap(values - (null or 0.0)),
-        "measured": len(shelf.peek(name)),
+        "measured": len(every),
         "reason": str(panel.convention["reason"]) if panel.convention.get("reason") else None,
     }
 

@@ -202,7 +202,7 @@ interface State {
   [key: string]: any;
 }
 
-/** What a file in charts/ hands to card(). Only `id`, `order`, `title` and `draw` are needed. */
+/** What a file in charts/ hands to card(). Only `id`, `order`, `title` and `draw` or `step` are needed. */
 interface Chart {
   /** Of the card; links lead to it. The chart draws into the element `<id>-plot`. */
   id: string;
@@ -234,7 +234,8 @@ interface Chart {
   csv?(): string;
   /** Once, before the first drawing. */
   build?(host: HTMLElement): void;
-  draw(host: HTMLElement): void;
+  /** All of it, but what `step` adds, which is called after it. */
+  draw?(host: HTMLElement): void;
   /** The cursor moved: only what depends on the step, cheaply. */
   step?(host: HTMLElement): void;
 }
@@ -244,6 +245,6 @@ interface PanelChart {
   name: string;
   fits(block: PanelBlock): boolean;
   build?(host: HTMLElement, group: PanelGroup): void;
-  draw(host: HTMLElement, block: PanelBlock): void;
+  draw?(host: HTMLElement, block: PanelBlock): void;
   step?(host: HTMLElement, block: PanelBlock): void;
 }

@@ -29,6 +29,5 @@ card({
   kind: "says still",
   title: "",
   shown: () => Boolean(A) && Boolean(D.prompt),
-  draw: sayAnswers,
   step: sayAnswers,
 });

@@ -5,7 +5,7 @@ import { barRow } from "../core/bars.js";
 import { card } from "../core/card.js";
 import { colour, plusMinus, rgb } from "../core/colour.js";
 import { h } from "../core/dom.js";
-import { inputScale } from "../core/inputs.js";
+import { bySize, inputScale } from "../core/inputs.js";
 import { fmt, show } from "../core/numbers.js";
 import { S, at } from "../core/state.js";
 
@@ -13,17 +13,6 @@ const MOST = 14;
 const first = Object.values(D.tables)[0];
 
 const tableBlock = () => D.tables[S.method] ?? first;
-
-/** The features with the largest mean size over the run: their order does not jump with the cursor. */
-function barRows(block) {
-  const peak = block.names.map((_, q) =>
-    block.at.reduce((sum, _step, k) => sum + Math.abs(inputAt(block, k, q) || 0), 0),
-  );
-  return block.names
-    .map((_, q) => q)
-    .sort((a, b) => peak[b] - peak[a])
-    .slice(0, MOST);
-}
 
 function barOf(block, k, q) {
   const v = inputAt(block, k, q);
@@ -43,7 +32,9 @@ function drawBars(host) {
     h(
       "div",
       { class: "bars" },
-      barRows(block).map(q => barOf(block, k, q)),
+      bySize(block)
+        .slice(0, MOST)
+        .map(q => barOf(block, k, q)),
     ),
     h("div", { class: "key" }, h("span", { class: "one" }, notes.join(" "))),
   );
@@ -59,6 +50,5 @@ card({
   shown: () => Boolean(first) && !D.prompt,
   sub: () =>
     `${tableBlock().title}${tableBlock().target ? ` of “${show(tableBlock().target)}”` : ""}, mean of ${tableBlock().n}; ${inputScale(tableBlock())}`,
-  draw: drawBars,
   step: drawBars,
 });

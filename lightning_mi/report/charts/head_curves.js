@@ -1,6 +1,6 @@
 // Which heads formed, and when? The chosen score of every head over steps.
 
-import { D, HEADS, WIDTH, headCurve, headName, lastDefined, nearest, scoreAt } from "../core/data.js";
+import { D, HEADS, WIDTH, headCurve, headName, lastDefined, nearest, once, scoreAt } from "../core/data.js";
 import { card, withoutHeads } from "../core/card.js";
 import { APART, comparing, drawRuns } from "../core/compare.js";
 import { csvLines, overSteps } from "../core/csv.js";
@@ -72,24 +72,16 @@ function drawRest(svg, score, named, Y) {
   area(svg, score, part(0.05), part(0.99), Y, { class: "rest", fill: stroke, opacity: 0.2 });
 }
 
-const rankings = new WeakMap();
-
 /** Sorted values of the heads that do not rise, at each step; sorted once, not at every click. */
-function rankedRest(score) {
-  if (!rankings.has(score)) {
-    const rising = new Set(score.rising.map(one => one.head));
-    const rest = Array.from({ length: HEADS }, (_, j) => j).filter(j => !rising.has(j));
-    rankings.set(
-      score,
-      score.at.map((_, k) =>
-        Float32Array.from(rest, j => scoreAt(score, k, j))
-          .filter(Number.isFinite)
-          .sort(),
-      ),
-    );
-  }
-  return rankings.get(score);
-}
+const rankedRest = once(score => {
+  const rising = new Set(score.rising.map(one => one.head));
+  const rest = Array.from({ length: HEADS }, (_, j) => j).filter(j => !rising.has(j));
+  return score.at.map((_, k) =>
+    Float32Array.from(rest, j => scoreAt(score, k, j))
+      .filter(Number.isFinite)
+      .sort(),
+  );
+});
 
 function drawNamed(svg, score, heads, Y, labels, dashed) {
   const stroke = `var(--${score.name})`;

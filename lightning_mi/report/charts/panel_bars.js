@@ -40,6 +40,5 @@ function barOfEntry(block, k, q) {
 export const panelBars = {
   name: "bars",
   fits: block => block.shape.length === 1,
-  draw: drawPanelBars,
   step: drawPanelBars,
 };

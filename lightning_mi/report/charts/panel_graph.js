@@ -142,6 +142,5 @@ function listOf(block, k, edges, largest) {
 export const panelGraph = {
   name: "graph",
   fits: block => isPair(block) || isList(block),
-  draw: drawGraph,
   step: drawGraph,
 };

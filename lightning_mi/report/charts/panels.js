@@ -45,7 +45,7 @@ function cardOf(group, order) {
       const place = places.get(kind);
       place.hidden = !kind.fits(block);
       if (place.hidden) place.replaceChildren();
-      else kind.draw(place, block);
+      else kind.draw?.(place, block);
     }
   }
 

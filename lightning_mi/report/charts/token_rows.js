@@ -3,7 +3,7 @@
 import { D, TOKENS, inputAt, nearest } from "../core/data.js";
 import { card } from "../core/card.js";
 import { csvLines, overSteps } from "../core/csv.js";
-import { inputNote, inputScale, inputShade, inputWords } from "../core/inputs.js";
+import { bySize, inputNote, inputScale, inputShade, inputWords, rowNames } from "../core/inputs.js";
 import { lane, listen } from "../core/lane.js";
 import { show, whole } from "../core/numbers.js";
 import { nameRows, paintRows, rowHeight } from "../core/rows.js";
@@ -14,16 +14,11 @@ const FEW = 12; // so many rows are shown unless all are asked for
 /** What is drawn as rows over steps, by method. */
 const lanes = { ...D.tables, ...D.inputs };
 
-/** What the rows are called: tokens of the prompt, or features of a table. */
-const rowNames = block => block.names ?? TOKENS;
-
 /** The rows with the largest values, in their own order; or all of them. */
 function tokenRows(block) {
   const all = rowNames(block).map((_, q) => q);
   if (S.all || all.length <= FEW) return all;
-  const peak = all.map(q => block.at.reduce((m, _, k) => m + Math.abs(inputAt(block, k, q) || 0), 0));
-  return [...all]
-    .sort((a, b) => peak[b] - peak[a])
+  return bySize(block)
     .slice(0, FEW)
     .sort((a, b) => a - b);
 }
@@ -58,7 +53,7 @@ function drawTokenRows(host) {
   if (!block) {
     host.replaceChildren();
     return;
-  } // images.js draws these below
+  } // film.js draws these below
   const rows = tokenRows(block);
   const isSource = q => !block.names && q === D.prompt?.source;
   lane(

@@ -98,7 +98,7 @@ function draw(chart) {
   if (chart.has && !chart.has()) return notMeasured(host, chart.missing?.() ?? "Not measured.");
   const words = chart.sub?.();
   if (words != null) $(`${chart.id}-sub`).textContent = words;
-  chart.draw(host);
+  chart.draw?.(host);
 }
 
 const isDrawn = chart => (chart.shown?.() ?? true) && (chart.has?.() ?? true);

@@ -43,6 +43,15 @@ const isPacked = value =>
 
 await Promise.all(unpackBelow(D, []));
 
+/** A function of a block, or of a score, that is computed once for each. */
+export function once(make) {
+  const known = new WeakMap();
+  return block => {
+    if (!known.has(block)) known.set(block, make(block));
+    return known.get(block);
+  };
+}
+
 /** Index of the last measured step. */
 export const LAST = D.steps.length - 1;
 

@@ -1,12 +1,22 @@
 // Attributions in words and colours, the same in every chart that shows them.
 
-import { inputAt } from "./data.js";
+import { TOKENS, inputAt, once } from "./data.js";
 import { colour, plusMinus } from "./colour.js";
 import { fmt, show } from "./numbers.js";
 
 /** The colour of a value on the one scale of the run. */
 export const inputShade = block => v =>
   block.signed ? plusMinus(v / block.cap) : colour("ink", v / block.cap);
+
+/** What the rows are called: tokens of the prompt, or features of a table. */
+export const rowNames = block => block.names ?? TOKENS;
+
+/** Rows by their mean size over the run, largest first: the order does not jump with the cursor. */
+export const bySize = once(block => {
+  const rows = rowNames(block).map((_, q) => q);
+  const sum = rows.map(q => block.at.reduce((m, _, k) => m + Math.abs(inputAt(block, k, q) || 0), 0));
+  return rows.sort((a, b) => sum[b] - sum[a]);
+});
 
 const isShare = block => block.unit === "share of the total";
 

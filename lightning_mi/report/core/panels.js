@@ -1,5 +1,6 @@
 // Panels that no chart of their own knows: names of their entries, colours, and what is chosen.
 
+import { once } from "./data.js";
 import { colour, plusMinus } from "./colour.js";
 import { show, significant } from "./numbers.js";
 import { S, set } from "./state.js";
@@ -81,11 +82,8 @@ export const panelWords = (block, k, entry) => [
   block.says || block.title,
 ];
 
-const ranked = new WeakMap();
-
-/** Entries by their largest distance from the null over the run, largest first; computed once. */
-export function byPeak(block) {
-  if (ranked.has(block)) return ranked.get(block);
+/** Entries by their largest distance from the null over the run, largest first. */
+export const byPeak = once(block => {
   const size = sizeOf(block);
   const peak = new Float32Array(size).fill(-1);
   for (let k = 0, at = 0; k < block.at.length; k++) {
@@ -94,10 +92,8 @@ export function byPeak(block) {
       if (far > peak[entry]) peak[entry] = far;
     }
   }
-  const order = Array.from(peak.keys()).sort((a, b) => peak[b] - peak[a]);
-  ranked.set(block, order);
-  return order;
-}
+  return Array.from(peak.keys()).sort((a, b) => peak[b] - peak[a]);
+});
 
 /** Every step at which a panel was measured is drawn, unless there were too many numbers. */
 export const thinnedWords = block =>
