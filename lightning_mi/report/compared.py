@@ -97,8 +97,6 @@ def _roles(shelf: Shelf, name: str, heads: Sequence[HeadOnset]) -> list[dict[str
             "head": head_label(h.layer * values.shape[2] + h.head, values.shape[2]),
             "at": [r.step for r in records],
             "values": pack(values[:, h.layer, h.head]),
-            "state": h.onset.state,
-            "says": h.onset.describe(),
         }
         for h in order[: ROLES if rose else 1]
     ]

@@ -212,7 +212,7 @@ def agreement(shelf: Shelf, heads: Sequence[HeadOnset] = ()) -> dict[str, Any] |
             facts |= (shelf.last(f"agreement/{method}", ()) or shelf.all[0]).panel.convention
     if not series:
         return None
-    keep = {k: facts.get(k) for k in ("n", "head", "statistic")}
+    keep = {k: facts.get(k) for k in ("n", "head")}
     return {
         "series": series,
         "floor": floor(facts.get("floor")),

@@ -10,7 +10,7 @@ from ..record import Panel, Record
 from ..sinks.names import spelled as title
 from .shelf import Numbers, Shelf
 
-__all__ = ["cap", "methods", "signed", "target", "targets", "title", "unit"]
+__all__ = ["cap", "methods", "recipe", "signed", "target", "targets", "title", "unit"]
 
 FIRST = ("integrated_gradients", "saliency")
 """These two stand first wherever methods are listed."""

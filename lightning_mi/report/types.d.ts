@@ -125,7 +125,7 @@ interface ComparedRun {
   last: number;
   behaviour: Curve | null;
   agreement: Record<string, Curve>;
-  roles: Record<string, { head: string; at: number[]; values: Numbers; state: string; says: string }[]>;
+  roles: Record<string, { head: string; at: number[]; values: Numbers }[]>;
   maps: Record<string, { at: number[]; values: Numbers }> | null;
 }
 
@@ -154,7 +154,6 @@ interface Data {
     ceiling: { value: number; says: string } | null;
     n: number | null;
     head: string | null;
-    statistic: string | null;
   } | null;
   examples: {
     proponents: Example[];

@@ -63,7 +63,6 @@ function drawHeadRows(host) {
   );
 }
 
-/** Only the names change with the chosen head: the map stays. */
 function wordsAt(i, y) {
   const score = chosenScore();
   const { rows } = headRows();
