@@ -344,17 +344,17 @@ class Side:
         self.whole: Tensor | None = None
         self.line = torch.zeros(size, dtype=dtype, device=device)
 
-    def add(self, rows: Tensor, weight: float = 1.0) -> None:
+    def add(self, rows: Tensor) -> None:
         """Add rows ``[…, size]``, or the vectors that ids stand for."""
         if not rows.is_floating_point():
             counts = torch.bincount(rows.flatten(), minlength=self.size)
-            self.line += weight * counts.to(self.dtype)
+            self.line += counts.to(self.dtype)
             return
         flat = rows.reshape(-1, self.size)
         if self.diagonal:
-            self.line += weight * flat.square().sum(0).to(self.dtype)
+            self.line += flat.square().sum(0).to(self.dtype)
             return
-        product = (flat.T @ flat).to(self.dtype) * weight
+        product = (flat.T @ flat).to(self.dtype)
         self.whole = product if self.whole is None else self.whole + product
 
     def reduce(self) -> None:
