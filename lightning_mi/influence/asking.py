@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -19,6 +19,9 @@ from .per_example import mean_gradient
 from .point import Point
 
 __all__ = ["asked_gradients", "loss_gradients"]
+
+MANY = 2**25
+"""Entries of gradients that exist at once."""
 
 
 def asked_gradients(
@@ -51,8 +54,8 @@ def loss_gradients(
     data: IndexedData,
     indices: Sequence[int],
     size: int | None = None,
-) -> Tensor:
-    """Return ∇ℓᵢ of training examples.
+) -> Iterator[Tensor]:
+    """Yield ∇ℓᵢ of training examples, so many at a time that they have `MANY` entries.
 
     Args:
         point: The model.
@@ -61,10 +64,12 @@ def loss_gradients(
         indices: Which of them.
         size: Examples run at once.
 
-    Returns:
-        Shape ``[example, P]``, in double precision.
+    Yields:
+        Shape ``[example, P]``, in double precision; the examples in order.
     """
-    return _rows(point, objective, None, data, indices, size)
+    step = max(1, MANY // point.size)
+    for start in range(0, len(indices), step):
+        yield _rows(point, objective, None, data, indices[start : start + step], size)
 
 
 def _rows(

@@ -23,9 +23,6 @@ from .solvers import Solver, prepared
 
 __all__ = ["relatif", "self_influence"]
 
-MANY = 2**25
-"""Entries of gradients that are solved for at once."""
-
 
 def self_influence(
     model: nn.Module,
@@ -82,10 +79,7 @@ def self_influence(
         matrix = job.curvature_at(point, range(len(data)))
         inverse = prepared(as_solver(solver), matrix)
         own, rest, covered = [], [], 1.0
-        step = max(1, MANY // point.size)
-        for start in range(0, len(indices), step):
-            part = indices[start : start + step]
-            gradients = loss_gradients(point, job.objective, data, part, batch_size)
+        for gradients in loss_gradients(point, job.objective, data, indices, batch_size):
             solution = inverse(gradients)
             own.append((solution.vectors * gradients).sum(1) / len(data))
             rest.append(solution.residual)

@@ -228,15 +228,15 @@ class Group:
         """
         own = _required(data)
         groups = self.groups or [range(len(own))]
-        losses = partial(objective.query_losses, query=objective.query(self.query))
-        rows = []
+        query = objective.query(self.query)
+        losses, rows = partial(objective.query_losses, query=query), []
+        together = 1 if objective.asks_by_itself(query) else size
         for group in groups:
             _check_places(group, len(own))
-            single = 1 if objective.asks_by_itself(objective.query(self.query)) else size
-            batches = chunks(own, [int(i) for i in group], single, point)
+            batches = chunks(own, [int(i) for i in group], together, point)
             rows.append(mean_gradient(point, losses, batches, 1 / len(group)))
         labels = [f"group {i} of {len(g)}" for i, g in enumerate(groups)]
-        return Asked(torch.stack(rows), labels, {"query": repr(objective.query(self.query))})
+        return Asked(torch.stack(rows), labels, {"query": repr(query)})
 
 
 @dataclass(frozen=True)

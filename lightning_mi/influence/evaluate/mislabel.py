@@ -17,7 +17,7 @@ from ...record import Panel, Reading, scalar
 from ..asking import loss_gradients
 from ..data import as_indexed, chunks
 from ..objective import Objective, as_objective
-from ..own import MANY, self_influence
+from ..own import self_influence
 from ..point import Point
 from ..result import InfluenceScores
 from ..solvers import Solver
@@ -169,14 +169,10 @@ def _positive(own: InfluenceScores, wrong: Sequence[int], size: int) -> Tensor:
 def _baselines(
     model: nn.Module, objective: Objective, data: Any, indices: Sequence[int], size: int | None
 ) -> tuple[Tensor, Tensor]:
-    norms = []
     with untouched(model) as plain:
         point = Point(plain)
         batches = chunks(data, indices, size, point)
         losses = losses_at(point, objective.example_losses, batches)
-        step = max(1, MANY // point.size)
-        for start in range(0, len(indices), step):
-            part = indices[start : start + step]
-            rows = loss_gradients(point, objective, data, part, size)
-            norms.append(rows.square().sum(1).cpu())
+        rows = loss_gradients(point, objective, data, indices, size)
+        norms = [part.square().sum(1).cpu() for part in rows]
     return losses, torch.cat(norms)
