@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from harness import Case, Promise, compare
+from least import least
 
 LIMIT = "limit: 2 forward, 1 backward"
 PLAIN, FIVE, NODES, SPARE = (
@@ -42,42 +43,7 @@ def made(layers: int = 12, width: int = 768) -> tuple[Any, Any]:
 
 def bare(steps: int) -> Case:
     """Return hooks on the modules that hold z, and nothing else."""
-
-    def setup() -> Callable[[], Any]:
-        import torch
-
-        model, b = made()
-        rows = torch.arange(PAIRS * steps)
-        z: list[Any] = []
-
-        def work() -> Any:
-            z.clear()
-            handles = [
-                block.attn.c_proj.register_forward_pre_hook(lambda m, args: z.append(args[0]))
-                for block in model.transformer.h
-            ]
-            with torch.no_grad():
-                model.transformer(b.clean, use_cache=False)
-                clean = list(z)
-                z.clear()
-                start, end = (model.transformer.wte(ids) for ids in (b.corrupted, b.clean))
-            share = (torch.arange(steps) / steps).view(-1, 1, 1, 1)
-            x = (start + share * (end - start)).flatten(0, 1).requires_grad_()
-            logits = model(inputs_embeds=x, logits_to_keep=1, use_cache=False).logits[:, -1]
-            gap = logits[rows, b.answers.repeat(steps)] - logits[rows, b.wrong.repeat(steps)]
-            grads = torch.autograd.grad(gap.sum(), z)
-            for handle in handles:
-                handle.remove()
-            shape = (steps, PAIRS, LENGTH, 12, 64)
-            return [
-                ((c - k.detach().view(steps, *c.shape)[0]).view(shape[1:]) * g.view(shape).mean(0))
-                .sum((0, 1, 3))
-                for c, k, g in zip(clean, z, grads, strict=True)
-            ]  # fmt: skip
-
-        return work
-
-    return setup
+    return lambda: least(*made(), steps)
 
 
 def ours(steps: int, layers: int = 12, width: int = 768) -> Case:

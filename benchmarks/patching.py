@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from harness import Case, Promise, compare
+from least import least
 
 PAIRS, LENGTH, VOCABULARY = 4, 16, 50_257
 LIMIT = "limit: 2 forward, 1 backward"
@@ -49,39 +50,7 @@ def made(layers: int = 12, width: int = 768) -> tuple[Any, Any]:
 
 def limit(layers: int = 12, width: int = 768) -> Case:
     """Return hooks on the modules that hold z, and nothing else."""
-
-    def setup() -> Callable[[], Any]:
-        import torch
-
-        model, b = made(layers, width)
-        z: list[Any] = []
-        rows = torch.arange(PAIRS)
-
-        def work() -> Any:
-            z.clear()
-            handles = [
-                block.attn.c_proj.register_forward_pre_hook(lambda m, args: z.append(args[0]))
-                for block in model.transformer.h
-            ]
-            with torch.no_grad():
-                model.transformer(b.clean, use_cache=False)
-                clean = list(z)
-                z.clear()
-            x = model.transformer.wte(b.corrupted).requires_grad_()
-            logits = model(inputs_embeds=x, logits_to_keep=1, use_cache=False).logits[:, -1]
-            gap = logits[rows, b.answers] - logits[rows, b.wrong]
-            grads = torch.autograd.grad(gap.mean(), z)
-            for handle in handles:
-                handle.remove()
-            parts = [
-                ((c - k.detach()) * g).view(PAIRS, LENGTH, -1, 64).sum((0, 1, 3))
-                for c, k, g in zip(clean, z, grads, strict=True)
-            ]
-            return torch.stack(parts)
-
-        return work
-
-    return setup
+    return lambda: least(*made(layers, width))
 
 
 def attribution(verify: int = 0, layers: int = 12, width: int = 768) -> Case:
