@@ -124,17 +124,25 @@ class Behavior:
         Raises:
             ArgumentError: If neither ``margin`` nor ``answers`` says what is right.
         """
-        margin = self.margin
-        if margin is None and self.answers is None:
+        return _asked(self.rightness, outputs, self.clean) > 0
+
+    @property
+    def rightness(self) -> Target:
+        """What is above zero where the model is right: the margin, or that of the answers.
+
+        Raises:
+            ArgumentError: If neither ``margin`` nor ``answers`` says what is right.
+        """
+        if self.margin is not None:
+            return as_target(self.margin)
+        if self.answers is None:
             raise ArgumentError.of(
                 "margin",
                 expected="a target that is above zero where the model is right, or answers",
                 got="neither",
                 do=f"Make {self.name!r} with answers=… or margin=….",
             )
-        if margin is None:
-            margin = LogitDifference(self.answers, other=self.wrong)
-        return _asked(as_target(margin), outputs, self.clean) > 0
+        return LogitDifference(self.answers, other=self.wrong)
 
     def where(self, name: str) -> Tensor:
         """Return a position of interest for each example; −1 is the last that is not padding.

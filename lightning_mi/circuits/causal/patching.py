@@ -147,8 +147,7 @@ class Patcher:
 
     def _wanted(self) -> list[Port]:
         if self.what == "mlp":
-            own = {w.layer for w in self.anatomy().writers if w.kind == "mlp" and w.module}
-            return [("mlp", layer) for layer in sorted(own)]
+            return [("mlp", layer) for layer in self.anatomy().mlp_layers]
         if self.what == "residual":
             return [("residual", layer) for layer in range(self.anatomy().n_layers)]
         return []

@@ -130,9 +130,8 @@ class _Paths:
         self.ports = Ports(model, self.task, lambda: self.anatomy, "rows")
         self.asker = Asker(model, self.task, behavior)
         layers = range(self.anatomy.n_layers)
-        written = {w.layer for w in self.anatomy.writers if w.kind == "mlp" and w.module}
         self.parts: list[Port] = [("z", at) for at in layers]
-        self.parts += [("mlp", at) for at in sorted(written)]
+        self.parts += [("mlp", at) for at in self.anatomy.mlp_layers]
         self.reading = self._reading()
 
     def _reading(self) -> dict[Port, list[int] | None]:

@@ -18,7 +18,6 @@ from ...errors import ArgumentError, LightningMIError
 from ...isolation import frozen, untouched
 from ...measurement import Context
 from ...record import Panel, Reading, scalar
-from ...target import LogitDifference
 from ...task import Task
 from ..causal import Circuit, Estimate
 from ..causal.bench import Ablation, on_bench
@@ -273,7 +272,8 @@ def _characterised(
 def _answers(variant: BehaviorLike, compares: str, ask: Asked) -> tuple[Tensor, str | None]:
     """Return 1 and 0 for right and wrong answers, or the metric, ``[example]``."""
     behavior = as_behavior(variant)
-    asked = _about_margin(behavior) if compares == "accuracy" else behavior
+    by_answers = compares == "accuracy"
+    asked = dataclasses.replace(behavior, target=behavior.rightness) if by_answers else behavior
     parts = []
     try:
         for start in range(0, len(asked), ROWS):
@@ -284,17 +284,7 @@ def _answers(variant: BehaviorLike, compares: str, ask: Asked) -> tuple[Tensor, 
     found = torch.cat(parts)
     if not bool(found.isfinite().all()):
         return torch.full_like(found, math.nan), "what the model returns is not finite"
-    return ((found > 0).float() if compares == "accuracy" else found), None
-
-
-def _about_margin(behavior: Behavior) -> Behavior:
-    """Return the behavior with what is above zero where the answer is right as its metric."""
-    margin = behavior.margin
-    if margin is None:
-        if behavior.answers is None:
-            behavior.correct(torch.zeros(1))  # Says what is missing.
-        margin = LogitDifference(behavior.answers, other=behavior.wrong)
-    return dataclasses.replace(behavior, target=margin)
+    return ((found > 0).float() if by_answers else found), None
 
 
 def _estimate(values: Tensor, compares: str, seed: int) -> Estimate:

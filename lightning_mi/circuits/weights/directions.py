@@ -15,6 +15,7 @@ from ...measurement import Context
 from ...nodes import Head, parse
 from ...record import Panel, Reading
 from .factors import check_count, head_of, reads, writes
+from .panels import doubts
 from .tokens import Vocabulary, vocabulary
 
 if TYPE_CHECKING:
@@ -223,8 +224,7 @@ class HeadDirections:
             "arbitrary": [f.arbitrary[: self.count].tolist() for f in found],
             "display": {},
         }
-        reasons = anatomy.approximate(circuit="OV" if which == "OV" else "QK")
-        about |= {"approximate": reasons} if reasons else {}
+        about |= doubts(anatomy, "OV" if which == "OV" else "QK")
         coords: dict[str, Any] = {"head": list(self.heads)}
         values = nn.utils.rnn.pad_sequence([f.values for f in found], True, torch.nan)
         if values.isnan().any():

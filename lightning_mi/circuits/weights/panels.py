@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,7 +16,10 @@ from .factors import Role, earlier
 if TYPE_CHECKING:
     from ...anatomy import Anatomy
 
-__all__ = ["head_panel", "pair_panel", "reader_panel", "strongest_panel"]
+__all__ = ["doubts", "head_panel", "pair_panel", "reader_panel", "strongest_panel"]
+
+Resting: TypeAlias = Literal["QK", "OV", "heads"]
+"""What values rest on: queries and keys, values and outputs, or both."""
 
 
 def pair_panel(
@@ -43,7 +46,7 @@ def pair_panel(
         "writer": [str(h) for h in writers],
         "reader": [str(Reader(h, role.lower())) for h in readers],  # type: ignore[arg-type]
     }
-    about = {**_about(anatomy, role), **convention}
+    about = {**doubts(anatomy, _circuit(role)), **convention}
     about |= {"elsewhere": "0: the writer is in no earlier layer", "display": {}}
     if flat.isnan().any():
         about["reason"] = "NaN: a head has no weights, or rotations change nothing"
@@ -68,7 +71,7 @@ def reader_panel(
     strongest = strongest.where(strongest > -math.inf, math.nan)
     strongest[0, : anatomy.n_heads[0]] = 0.0
     about = {**convention, "of": "the strongest writer in an earlier layer; 0 in the first layer"}
-    return head_panel(strongest, anatomy, about, "OV" if role == "V" else "heads")
+    return head_panel(strongest, anatomy, about, _circuit(role))
 
 
 def strongest_panel(
@@ -92,14 +95,16 @@ def strongest_panel(
         return scalar(math.nan, **{**convention, "reason": reason})
     layer, head, at, reader = (int(i) for i in torch.unravel_index(torch.tensor(best), only.shape))
     pair = f"{Head(layer, head)} -> {Head(at, reader)}.{role.lower()}"
-    return scalar(only.flatten()[best], **{**_about(anatomy, role), **convention, "pair": pair})
+    return scalar(
+        only.flatten()[best], **{**doubts(anatomy, _circuit(role)), **convention, "pair": pair}
+    )
 
 
 def head_panel(
     values: Tensor,
     anatomy: Anatomy,
     convention: Mapping[str, Any],
-    circuit: Literal["QK", "OV", "heads"],
+    circuit: Resting,
 ) -> Panel:
     """Return values of heads as a panel over (layer, head).
 
@@ -113,17 +118,29 @@ def head_panel(
         The panel.
     """
     coords = {"layer": range(values.shape[0]), "head": range(values.shape[1])}
-    reasons = anatomy.approximate(circuit=circuit)
-    about = {**({"approximate": reasons} if reasons else {}), **convention}
+    about = {**doubts(anatomy, circuit), **convention}
     about["modules"] = list(anatomy.modules)
     if values.isnan().any() and "reason" not in about:
         about["reason"] = "NaN: the layer has no such head, or no weights to compare"
     return Panel(values, ("layer", "head"), coords, "1", about)
 
 
-def _about(anatomy: Anatomy, role: Role) -> dict[str, Any]:
-    reasons = anatomy.approximate(circuit="OV" if role == "V" else "heads")
+def doubts(anatomy: Anatomy, circuit: Resting) -> dict[str, Any]:
+    """Return why numbers are approximate, for a convention.
+
+    Args:
+        anatomy: The model's anatomy.
+        circuit: What the numbers rest on.
+
+    Returns:
+        ``approximate`` with the reasons; empty where there are none.
+    """
+    reasons = anatomy.approximate(circuit=circuit)
     return {"approximate": reasons} if reasons else {}
+
+
+def _circuit(role: Role) -> Resting:
+    return "OV" if role == "V" else "heads"
 
 
 def _heads(anatomy: Anatomy, skipped: int, left_out: int) -> list[Head]:
