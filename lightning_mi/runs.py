@@ -13,9 +13,9 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from .record import Panel, Record, number_to_json, plain
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Run"]
+__all__ = ["Run", "write_whole"]
 
 INLINE = 1024
 """Up to so many values stand in the line itself."""
@@ -193,7 +193,7 @@ class Run:
             return {"values": values.tolist()}
         stem = re.sub(r"[^\w.-]", "_", record.name.replace("/", "."))
         file = f"arrays/{stem}.{record.step}.{record.source}.npy"
-        _replace(self.path / file, lambda f: np.save(f, values.numpy()))
+        write_whole(self.path / file, lambda f: np.save(f, values.numpy()))
         return {"file": file}
 
     # ---------------------------------------------------------------- reading
@@ -322,7 +322,7 @@ class Run:
             **facts: Plain JSON.
         """
         text = json.dumps(_finite({**self.info, **plain(facts)}), indent=1, ensure_ascii=False)
-        _replace(self.path / "run.json", lambda f: f.write(text.encode("utf-8")))
+        write_whole(self.path / "run.json", lambda f: f.write(text.encode("utf-8")))
 
     @property
     def report(self) -> Path:
@@ -338,7 +338,7 @@ class Run:
         built_in = tree_map(
             lambda v: torch.as_tensor(v) if isinstance(v, np.ndarray | np.generic) else v, batch
         )
-        _replace(self.path / "batch.pt", lambda f: torch.save(built_in, f))
+        write_whole(self.path / "batch.pt", lambda f: torch.save(built_in, f))
 
     def batch(self) -> Any:
         """Return the measured batch on the CPU, or None if none was kept.
@@ -360,8 +360,13 @@ def _stands(key: tuple[str, int, str], step: int) -> bool:
     return key[2] != "live" or key[1] <= step
 
 
-def _replace(path: Path, write: Any) -> None:
-    """Write a file so that readers see the old one or the whole new one."""
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that readers see the old one or the whole new one.
+
+    Args:
+        path: Where to; missing folders are made.
+        write: Writes into the file it is given.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

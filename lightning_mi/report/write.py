@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ArgumentError, RunError
-from ..runs import Run
+from ..runs import Run, write_whole
 from .data import payload
 from .page import page
 
@@ -36,18 +36,12 @@ def write_report(run: Run | Sequence[Run], path: str | os.PathLike[str] | None =
     if not runs:
         raise ArgumentError.of("run", expected="one run or more", got="none", do="Pass a Run.")
     target = runs[0].report if path is None else Path(path)
-    html = page(payload(*runs))
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    html = page(payload(*runs)).encode()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(html, encoding="utf-8")
-        partial.replace(target)
+        write_whole(target, lambda file: file.write(html))
     except OSError as error:
         raise RunError(
             f"path: expected a file that can be written, got {os.fspath(target)!r} "
             f"({error.strerror or error}). Choose another with --out or path=…."
         ) from error
-    finally:
-        if partial.exists():
-            partial.unlink()
     return target

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ...errors import ArgumentError, RunError
 from ...progress import track
+from ...runs import write_whole
 from ..result import InfluenceScores
 
 __all__ = ["Retrain", "Retraining", "RetrainLike", "as_retraining"]
@@ -149,13 +149,11 @@ class Retraining:
         path = self._path(job)
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Whole or not at all, whenever the run is stopped.
-        part = path.with_suffix(f".{os.getpid()}.part")
         # JSON has no NaN; text that float() reads has.
         texts = [repr(float(v)) for v in losses]
-        part.write_text(json.dumps({"examples": len(job[0]), "seed": job[1], "losses": texts}))
-        part.replace(path)
+        entry = json.dumps({"examples": len(job[0]), "seed": job[1], "losses": texts})
+        # Whole or not at all, whenever the run is stopped.
+        write_whole(path, lambda file: file.write(entry.encode()))
 
     def _path(self, job: Job) -> Path | None:
         if self.folder is None:
