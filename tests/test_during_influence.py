@@ -77,6 +77,15 @@ def text() -> tuple[nn.Module, Any, Task]:
     return Text(), TensorDataset(torch.randint(0, 9, (6, 5))), NextToken()
 
 
+def turned() -> tuple[nn.Module, Any, Task]:
+    """A turned layer whose weight has the shape of a Linear's with a bias, and the other way."""
+    from transformers.pytorch_utils import Conv1D
+
+    layers = [Conv1D(5, 4), nn.Tanh(), Conv1D(3, 5)]
+    data = TensorDataset(torch.randn(12, 4), torch.randint(0, 3, (12,)))
+    return nn.Sequential(*layers), data, Classification()
+
+
 def perceptron() -> tuple[nn.Module, Any, Task]:
     model, data = multilayer()
     return model.float(), TensorDataset(data[:][0].float(), data[:][1]), Classification()
@@ -99,7 +108,7 @@ def scored(model: nn.Module, task: Task, data: Any, solver: Any) -> Any:
         return influence_scores(model, Objective(task), data, data, solver=solver, damping=0.05)
 
 
-@pytest.mark.parametrize("case", [perceptron, convolutional, text])
+@pytest.mark.parametrize("case", [perceptron, convolutional, text, turned])
 @pytest.mark.parametrize("scale", [1.0, 512.0])
 def test_factors_of_one_pass_are_those_that_are_gathered_afterwards(
     case: Any, scale: float
@@ -115,7 +124,7 @@ def test_factors_of_one_pass_are_those_that_are_gathered_afterwards(
     assert "empirical Fisher" in found.convention["factors"]
 
 
-@pytest.mark.parametrize("case", [perceptron, convolutional, text])
+@pytest.mark.parametrize("case", [perceptron, convolutional, text, turned])
 def test_corrected_eigenvalues_are_those_of_whole_examples(case: Any) -> None:
     torch.manual_seed(0)
     model, data, task = case()
