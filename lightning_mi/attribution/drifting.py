@@ -18,6 +18,9 @@ from .spread import Scores, concentration, mean_of, share, units_of
 
 __all__ = ["Drift", "drift", "drift_series"]
 
+SHOWN = ("spearman", "jaccard")
+"""What loggers show of each attribution; six charts of it would crowd out what they go beside."""
+
 
 @dataclass(frozen=True, eq=False)
 class Drift:
@@ -48,7 +51,7 @@ class Drift:
         Returns:
             The scalars ``spearman``, ``absolute``, ``jaccard`` and ``cosine``: means over the
             examples where they are defined. Their convention holds ``n``, the standard error and
-            the ``null``: what scores in random order would give.
+            the ``null``: what scores in random order would give. Loggers show those of `SHOWN`.
         """
         chance = self.k / (2 * self.units - self.k)  # k·k/n of two random sets of k overlap
         nulls = {"spearman": 0.0, "absolute": 0.0, "jaccard": chance, "cosine": None}
@@ -57,6 +60,8 @@ class Drift:
             convention = {**said, "sign": "higher is more similar", "k": self.k, "null": null}
             if what in ("spearman", "absolute"):
                 convention["floor"] = chance_floor(self.units)
+            if what not in SHOWN:
+                convention["display"] = {}
             panels[what] = mean_of(getattr(self, what), what, **convention)
         return panels
 
@@ -162,8 +167,10 @@ def moved(before: Record | None, now: Record | None, mask: Tensor | None = None)
         return []
     gini, entropy = concentration(now.panel)
     panels = {
-        "gini": mean_of(gini, "gini", sign="higher is more concentrated", null=0.0),
-        "entropy": mean_of(entropy, "entropy", "nats", sign="lower is more concentrated"),
+        "gini": mean_of(gini, "gini", sign="higher is more concentrated", null=0.0, display={}),
+        "entropy": mean_of(
+            entropy, "entropy", "nats", sign="lower is more concentrated", display={}
+        ),
     }
     if mask is not None:
         null = float(mask.double().mean())

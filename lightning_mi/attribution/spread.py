@@ -171,7 +171,7 @@ def mean_of(values: Tensor, what: str, unit: str = "1", **convention: Any) -> Pa
     """
     known = values[~values.isnan()].double()
     mean = known.mean() if len(known) else torch.tensor(math.nan)
-    said: dict[str, Any] = {"n": len(known), **convention, "display": {"scalar": what}}
+    said: dict[str, Any] = {"n": len(known), "display": {"scalar": what}, **convention}
     if not len(known):
         said["reason"] = NO_SPREAD
     if len(known) > 1:
