@@ -548,6 +548,43 @@ def test_random_labels(detector: nn.Sequential, tmp_path: Any) -> None:
     assert final.panel.item() == pytest.approx(other.absolute.mean().item(), abs=1e-6)
 
 
+def test_what_is_left_stands_beside_random_scores_and_position_alone(
+    detector: nn.Sequential,
+) -> None:
+    found = parameter_randomisation(detector, bars(16, 9), saliency, draws=50)
+    assert found.random is not None
+    assert found.random.mean().abs() < found.floor
+    assert found.recency is None
+    assert "recency" not in found.reading()
+    none = parameter_randomisation(detector, bars(2, 9), saliency, depth=1, draws=0)
+    assert none.random is None
+    assert "random" not in none.reading()
+
+    # An explanation of tokens that only knows where they stand is as alike as can be, and says so.
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(24, 3))
+    ids = torch.randint(0, 9, (5, 6))
+
+    def late(model: nn.Module, batch: Any, target: Any) -> Tensor:
+        return torch.arange(6.0).expand(5, 6)
+
+    blind = parameter_randomisation(model, ids, late, 1)
+    for values in (blind.absolute, blind.recency, blind.recency_trained):
+        assert values is not None
+        close(values, torch.ones_like(values))
+    honest = parameter_randomisation(model, ids, saliency, 1)
+    assert honest.recency is not None
+    assert honest.recency.shape == (2, 5)
+    here = saliency(model, ids, 1).values.abs()
+    for i in range(5):
+        rho = mi.comparison.spearman(here[i], torch.arange(6.0))
+        assert honest.recency_trained is not None
+        assert honest.recency_trained[i].item() == pytest.approx(rho, abs=1e-9)
+    reading = honest.reading()
+    assert reading["recency"].item() == pytest.approx(honest.recency[-1].mean().item())
+    assert {"random", "recency_trained", "floor"} <= set(reading)
+
+
 def test_a_model_that_cannot_be_copied_or_has_nothing_to_randomise() -> None:
     model = nn.Linear(2, 2)
     model.kept = model(torch.ones(1, 2))  # type: ignore[assignment]

@@ -18,12 +18,12 @@ from ...measurement import Context, Measurement
 from ...record import Panel, Reading
 from ...target import TargetLike, TargetOption
 from ...task import Task
-from ..drifting import Drift, chance_floor
+from ..drifting import chance_floor
 from ..result import Attribution
 from ..spread import NO_SPREAD
 from .judged import METHOD
 from .methods import Method, explained, method_name, task_for
-from .ranking import alike, check_counts
+from .ranking import alike, check_counts, recency, shuffles
 from .renewal import layers_from_the_output, renewed
 from .result import interval
 from .stability import fixed
@@ -49,6 +49,10 @@ class Randomisation:
         layers: What had been made random, in order; one entry for a model that was given.
         signed: Spearman correlation over the units of an example, ``[layer, example]``.
         absolute: The same of absolute scores.
+        random: What ``absolute`` is for the scores in random order, mean over draws, ``[example]``.
+        recency: For tokens, the correlation of absolute scores with the order by position alone,
+            ``[layer, example]``: where it is high, scores that stay alike show position, no reason.
+        recency_trained: The same of the trained model's scores, ``[example]``.
         floor: 95 % quantile of |Spearman| under random order: what is left by chance.
         convention: What is needed to read the values.
     """
@@ -56,6 +60,9 @@ class Randomisation:
     layers: tuple[str, ...]
     signed: Tensor
     absolute: Tensor
+    random: Tensor | None
+    recency: Tensor | None
+    recency_trained: Tensor | None
     floor: float
     convention: Mapping[str, Any]
 
@@ -64,7 +71,8 @@ class Randomisation:
 
         Returns:
             ``signed`` and ``absolute`` ``[layer, example]``; the scalars ``final`` (mean absolute
-            correlation with everything random), ``final_signed`` and ``floor``.
+            correlation with everything random), ``final_signed``, ``random`` and ``floor``; for
+            tokens ``recency`` (of everything random) and ``recency_trained``.
         """
         said = {**self.convention, "sign": "lower is better", "null": 0.0, "floor": self.floor}
         axes, coords = ("layer", "example"), {"layer": self.layers}
@@ -79,8 +87,13 @@ class Randomisation:
                 _explained(self.absolute, {**hidden, "of": "absolute scores"}),
             ),
         }
-        for what, values in (("final", self.absolute), ("final_signed", self.signed)):
-            found = interval(values[-1])
+        scalars = {"final": self.absolute[-1], "final_signed": self.signed[-1]}
+        if self.random is not None:
+            scalars["random"] = self.random
+        if self.recency is not None and self.recency_trained is not None:
+            scalars |= {"recency": self.recency[-1], "recency_trained": self.recency_trained}
+        for what, values in scalars.items():
+            found = interval(values)
             shown = {
                 **said,
                 "n": found.n,
@@ -102,6 +115,7 @@ def parameter_randomisation(
     *,
     how: How = "cascade",
     depth: int | None = None,
+    draws: int = 20,
     seed: int = 0,
     task: Task | None = None,
 ) -> Randomisation:
@@ -120,19 +134,21 @@ def parameter_randomisation(
         how: ``"cascade"`` keeps the layers above random, ``"independent"`` makes one layer at a
             time random.
         depth: Compare only after so many equal portions of the layers; None after every layer.
+        draws: Number of random orders that the scores are compared with as well.
         seed: Of what is drawn.
         task: How the batch becomes outputs; None is inferred where it matters.
 
     Returns:
         Spearman correlations with the scores of the trained model, signed and absolute; of a
-        method that passes they fall to about 0.
+        method that passes they fall to about 0. Beside them those of random scores and, for tokens,
+        of the order by position alone.
 
     Raises:
         ArgumentError: If an argument cannot be used.
         ModelError: If the model cannot be copied, or has no parameters.
     """
     _check(how, depth)
-    check_counts(seed=seed)
+    check_counts(seed=seed, draws=draws)
     with staged(model, inputs, method, target, follow="target", task=task) as (stage, scores):
         task, batch = stage.entry.task, stage.entry.batch
         original = stage.entry.model
@@ -148,9 +164,10 @@ def parameter_randomisation(
             for place in range(begin, end):
                 renewed(changed.get_submodule(layers[place]), seed + place)
             begin = end
-            found.append(_alike(stage, scores, explained(method, changed, batch, asked, task)))
-        said = {"method": method_name(method), "how": how, "seed": seed}
-        return _result([layers[end - 1] or "(model)" for end in ends], found, stage, said)
+            found.append(_units(stage, explained(method, changed, batch, asked, task)))
+        said = {"method": method_name(method), "how": how, "seed": seed, "draws": draws}
+        names = [layers[end - 1] or "(model)" for end in ends]
+        return _result(stage, _units(stage, scores), dict(zip(names, found, strict=True)), said)
 
 
 def random_label_control(
@@ -160,6 +177,8 @@ def random_label_control(
     method: Method,
     target: TargetLike = None,
     *,
+    draws: int = 20,
+    seed: int = 0,
     task: Task | None = None,
 ) -> Randomisation:
     """Compare the scores of a model with those of one that was trained on random labels.
@@ -174,19 +193,24 @@ def random_label_control(
         inputs: Floats, ids, or a whole batch: ``(inputs, labels)``, a dictionary.
         method: A method such as ``Saliency()`` or ``saliency``.
         target: What both are asked; None takes the method's target.
+        draws: Number of random orders that the scores are compared with as well.
+        seed: Of their generator.
         task: How the batch becomes outputs; None is inferred where it matters.
 
     Returns:
-        Spearman correlations, with one layer named ``"random labels"``.
+        Spearman correlations, with one layer named ``"random labels"``, beside those of random
+        scores and, for tokens, of the order by position alone.
 
     Raises:
         ArgumentError: If an argument cannot be used.
     """
+    check_counts(seed=seed, draws=draws)
     with staged(model, inputs, method, target, follow="target", task=task) as (stage, scores):
         asked = _asked(stage, method, target)
         again = explained(method, control, stage.entry.batch, asked, stage.entry.task)
-        said = {"method": method_name(method), "how": "random labels"}
-        return _result(["random labels"], [_alike(stage, scores, again)], stage, said)
+        said = {"method": method_name(method), "how": "random labels", "seed": seed, "draws": draws}
+        found = {"random labels": _units(stage, again)}
+        return _result(stage, _units(stage, scores), found, said)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -194,7 +218,8 @@ class ParameterRandomisation:
     """`parameter_randomisation` of a method on the measured batch.
 
     Records ``signed`` and ``absolute`` ``[layer, example]`` and the scalars ``final`` (mean
-    absolute correlation with everything random), ``final_signed`` and ``floor``.
+    absolute correlation with everything random), ``final_signed``, ``random``, ``floor`` and, for
+    tokens, ``recency`` and ``recency_trained``.
 
     Args:
         method: Any attribution measurement; None takes ``Saliency()``.
@@ -202,6 +227,7 @@ class ParameterRandomisation:
         target: What is asked; None takes the method's.
         how: ``"cascade"`` or ``"independent"``.
         depth: Compare after so many equal portions of the layers.
+        draws: Number of random orders that the scores are compared with as well.
         seed: Of what is drawn.
 
     Raises:
@@ -213,12 +239,13 @@ class ParameterRandomisation:
     target: TargetOption | TargetLike = None
     how: How = "cascade"
     depth: int | None = 4
+    draws: int = 20
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Check what can be checked before there is a model."""
         _check(self.how, self.depth)
-        check_counts(seed=self.seed)
+        check_counts(seed=self.seed, draws=self.draws)
 
     def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
@@ -238,6 +265,7 @@ class ParameterRandomisation:
             self.target,
             how=self.how,
             depth=self.depth,
+            draws=self.draws,
             seed=self.seed,
             task=task_for(method, context, model, self.target),
         ).reading()
@@ -254,12 +282,23 @@ class RandomLabelControl:
         method: Any attribution measurement; None takes ``Saliency()``.
         name: First part of the records' names.
         target: What is asked; None takes the method's.
+        draws: Number of random orders that the scores are compared with as well.
+        seed: Of their generator.
+
+    Raises:
+        ArgumentError: If an argument cannot be used.
     """
 
     checkpoint: str
     method: Measurement | None = None
     name: str = "random_label_control"
     target: TargetOption | TargetLike = None
+    draws: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before there is a model."""
+        check_counts(seed=self.seed, draws=self.draws)
 
     def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
@@ -277,7 +316,14 @@ class RandomLabelControl:
         method = self.method or METHOD
         task = task_for(method, context, model, self.target)
         return random_label_control(
-            model, control, context.batch, method, self.target, task=task
+            model,
+            control,
+            context.batch,
+            method,
+            self.target,
+            draws=self.draws,
+            seed=self.seed,
+            task=task,
         ).reading()
 
 
@@ -285,18 +331,29 @@ def _asked(stage: Stage, method: Method, target: TargetLike) -> TargetLike:
     return fixed(stage.question, target if target is not None else getattr(method, "target", None))
 
 
-def _alike(stage: Stage, a: Attribution | Tensor, b: Attribution | Tensor) -> Drift:
-    x, y = (stage.units(s.values if isinstance(s, Attribution) else s) for s in (a, b))
-    return alike(stage, x, y)
+def _units(stage: Stage, scores: Attribution | Tensor) -> Tensor:
+    return stage.units(scores.values if isinstance(scores, Attribution) else scores)
 
 
 def _result(
-    names: list[str], found: list[Drift], stage: Stage, said: Mapping[str, Any]
+    stage: Stage, trained: Tensor, found: Mapping[str, Tensor], said: Mapping[str, Any]
 ) -> Randomisation:
+    """Compare the scores of the trained model with those of others, with chance and position."""
+    drifts = [alike(stage, trained, scores) for scores in found.values()]
+    orders = shuffles(stage.free, said["draws"], said["seed"])
+    by_chance = [alike(stage, trained, trained.gather(1, order)).absolute for order in orders]
+    position = position_trained = None
+    if stage.entry.is_tokens:
+        order = recency(stage)
+        position = torch.stack([alike(stage, each, order).absolute for each in found.values()])
+        position_trained = alike(stage, trained, order).absolute
     return Randomisation(
-        layers=tuple(names),
-        signed=torch.stack([each.spearman for each in found]),
-        absolute=torch.stack([each.absolute for each in found]),
+        layers=tuple(found),
+        signed=torch.stack([each.spearman for each in drifts]),
+        absolute=torch.stack([each.absolute for each in drifts]),
+        random=torch.stack(by_chance).mean(0) if by_chance else None,
+        recency=position,
+        recency_trained=position_trained,
         floor=chance_floor(int(stage.free.sum(1).min())),
         convention=said,
     )
