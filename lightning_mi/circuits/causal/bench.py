@@ -19,7 +19,7 @@ from ...errors import ArgumentError
 from ...isolation import frozen, untouched
 from ...task import Task
 from .edges import Direction, EdgeScores, blank, wired
-from .graph import Graph
+from .graph import Graph, moves
 from .heads import attend
 from .streams import Wiring, repeated
 
@@ -68,11 +68,17 @@ class Bench:
         """The edges that there are."""
         return self.wiring.graph
 
-    def metric(self, masks: Tensor) -> Tensor:
+    @property
+    def length(self) -> int:
+        """Number of positions."""
+        return self.reference[-1].shape[1]
+
+    def metric(self, masks: Tensor, where: Tensor | None = None) -> Tensor:
         """Return the metric when only some edges are live.
 
         Args:
-            masks: Boolean ``[circuit, writer, reader]``: edges in each circuit.
+            masks: Edges in each circuit ``[circuit, writer, reader]``: boolean, or codes.
+            where: What codes mean ``[code, source, target]``; see `where.coded`.
 
         Returns:
             Shape ``[circuit, example]``.
@@ -82,10 +88,10 @@ class Bench:
         if not len(masks):
             return self.clean.new_zeros(0, len(self.behavior))
         with torch.no_grad():
-            return torch.cat([self._pass(chunk) for chunk in torch.split(masks, per_pass)])
+            return torch.cat([self._pass(chunk, where) for chunk in torch.split(masks, per_pass)])
 
-    def _pass(self, masks: Tensor) -> Tensor:
-        state = _Pass(self, masks)
+    def _pass(self, masks: Tensor, where: Tensor | None) -> Tensor:
+        state = _Pass(self, masks, where)
         rows = repeated(self.live, len(self.behavior), len(masks))
         outputs = self.wiring.play(
             rows, state.enter, state.leave, state.edit, (self.behavior, len(masks))
@@ -97,23 +103,45 @@ class Bench:
 class _Pass:
     """One pass: what each node has written so far, and what is read from it."""
 
-    def __init__(self, bench: Bench, masks: Tensor) -> None:
+    def __init__(self, bench: Bench, masks: Tensor, where: Tensor | None) -> None:
         self.bench, self.wiring = bench, bench.wiring
-        self.masks = masks.to(bench.written).transpose(1, 2)
+        home = bench.written.device
+        self.codes = masks.to(home).transpose(1, 2)
+        self.where = torch.zeros(0) if where is None else where.to(home)
         count, nodes = len(masks), len(bench.written)
         # [circuit, node, numbers]: what it writes now, less what ablation puts there.
         self.now = bench.written.new_zeros(count, nodes, bench.written[0].numel())
         self.now[:, : len(bench.first)] = bench.first.flatten(1)
 
-    def read(self, reader: int) -> Tensor:
-        """Return what each input of a reader reads ``[input, row, position, d_model]``."""
-        wiring = self.wiring
+    def read(self, reader: int, target: int = 0) -> Tensor:
+        """Return what each input of a reader reads ``[input, row, position, d_model]``.
+
+        Keys and values are those that the query at ``target`` sees.
+        """
+        wiring, whole = self.wiring, self.bench.reference[reader]
         stop = wiring.starts[wiring.anatomy.readers[reader].after]
-        chosen = self.masks[:, wiring.inputs_of(reader), :stop]
-        made = chosen @ self.now[:, :stop]
-        whole = self.bench.reference[reader]
-        stream = torch.unflatten(made, -1, whole.shape) + whole
+        inputs = wiring.inputs_of(reader)
+        chosen, now = self.codes[:, inputs, :stop], self.now[:, :stop]
+        made = torch.unflatten((chosen == 1).to(now) @ now, -1, whole.shape)
+        for code in _coded(chosen):
+            pattern = self.where[code].to(now)
+            rows = [pattern[:, target], pattern.diagonal()]
+            there = torch.stack([rows[not moves(wiring.graph.readers[i])] for i in inputs])
+            part = torch.unflatten((chosen == code).to(now) @ now, -1, whole.shape)
+            made = made + part * there[None, :, None, :, None]
+        stream = made + whole
         return stream.transpose(0, 1).flatten(1, 2)
+
+    def _alike(self, layer: int) -> list[Tensor | None]:
+        """Return groups of queries ``[position]`` that see the same keys and values."""
+        reader = self.wiring.reader_of[layer]
+        inputs = [i for i in self.wiring.inputs_of(reader) if moves(self.bench.graph.readers[i])]
+        codes = _coded(self.codes[:, inputs])
+        if not codes:
+            return [None]
+        seen = self.where[codes].flatten(0, 1).T
+        kinds, group = torch.unique(seen, dim=0, return_inverse=True)
+        return [group == kind for kind in range(len(kinds))]
 
     def enter(self, readers: list[int], x: Tensor) -> Tensor:
         own = [r for r in readers if self.wiring.anatomy.readers[r].kind != "attention"]
@@ -128,12 +156,16 @@ class _Pass:
         known = self.wiring.heads[layer]
         if known is None:  # Refused before.
             return site.z
-        x = self.read(self.wiring.reader_of[layer])
         heads, kv = site.q.shape[1], site.k.shape[1]
-        q = known("q", x[:heads])
-        k = known("k", x[heads : heads + kv])
-        v = known("v", x[heads + kv :])
-        z = attend(site, q, k, v).to(site.z.dtype)
+        z = site.z
+        for group in self._alike(layer):
+            target = 0 if group is None else int(group.nonzero()[0])
+            x = self.read(self.wiring.reader_of[layer], target)
+            q = known("q", x[:heads])
+            k = known("k", x[heads : heads + kv])
+            v = known("v", x[heads + kv :])
+            made = attend(site, q, k, v).to(site.z.dtype)
+            z = made if group is None else torch.where(group[:, None], made, z)
         self._note(self.wiring.writer_of[layer], z)
         return z
 
@@ -145,6 +177,11 @@ class _Pass:
         if bench.floor is not None:
             rows = rows - bench.floor[here, None]
         self.now[:, here] = rows.transpose(0, 1).flatten(2)
+
+
+def _coded(codes: Tensor) -> list[int]:
+    """Return the codes that stand for some positions only."""
+    return [] if codes.dtype == torch.bool else sorted({*codes.flatten().tolist()} - {0, 1})
 
 
 @contextmanager

@@ -141,7 +141,8 @@ def _wiring(card: Scorecard, circuit: Circuit, about: dict[str, Any]) -> Panel:
     graph = circuit.graph
     values = torch.full((len(graph.writers), len(graph.readers)), math.nan)
     for edge in circuit.edges:
-        values[graph.index(edge)] = circuit.weights.get(edge, 1.0)
+        at = graph.index(edge)  # The same for edges that differ in positions only.
+        values[at] = values[at].nan_to_num() + circuit.weights.get(edge, 1.0)
     said = list(card.sentences.values())
     more = [f"And {len(said) - TOLD} more nodes."] if len(said) > TOLD else []
     what = " ".join(

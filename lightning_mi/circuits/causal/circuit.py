@@ -18,11 +18,12 @@ from ...behavior import BehaviorLike
 from ...errors import ArgumentError
 from ...record import Panel, plain
 from ...task import Task
-from .bench import Ablation, on_bench
+from .bench import Ablation, Bench, on_bench
 from .drawing import drawn
 from .edges import EdgeScores, coinciding
 from .extraction import greedy
 from .graph import Edge, Graph
+from .where import coded, complement
 
 if TYPE_CHECKING:
     from .scorecard import Scorecard
@@ -152,8 +153,10 @@ class Circuit:
         Returns:
             The larger circuit.
         """
-        keys = self._keys().masked_fill(self.mask, float("inf"))
-        return self.with_mask(greedy(self.graph, keys, len(self) + count) | self.mask)
+        own = self.mask
+        keys = self._keys().masked_fill(own, float("inf"))
+        more = greedy(self.graph, keys, int(own.sum()) + count) & ~own
+        return dataclasses.replace(self, edges=(*self.edges, *self.graph.edges(more)))
 
     def shrink(self, count: int = 1) -> Circuit:
         """Return it without its weakest edges, and without what then leads nowhere.
@@ -166,7 +169,10 @@ class Circuit:
         """
         keys = self._keys()
         order = sorted(self.edges, key=lambda e: float(keys[self.graph.index(e)]))
-        return self.with_mask(self.graph.connected(self.without(order[:count]).mask))
+        left = self.without(order[:count])
+        kept = self.graph.connected(left.mask)
+        loose = [e for e in left.edges if not kept[self.graph.index(e)]]
+        return left.without(loose)
 
     def _keys(self) -> Tensor:
         if self.scores is None:
@@ -201,9 +207,10 @@ class Circuit:
             The metric of each example, beside those of the whole model and of nothing.
 
         Raises:
-            ArgumentError: If edges carry positions, or the circuit belongs to another model.
+            ArgumentError: If edges carry positions that the prompts do not have, or the circuit
+                belongs to another model.
         """
-        return self._outcome(self.runnable(), model, behavior, ablation, task, anatomy)
+        return self._outcome(False, model, behavior, ablation, task, anatomy)
 
     def ablate(
         self,
@@ -219,37 +226,33 @@ class Circuit:
         Args:
             model: The user's model; it is left as it was.
             behavior: The prompts.
-            ablation: What the edges of the circuit carry.
+            ablation: What the edges of the circuit carry, where they carry positions at these.
             task: How the model is called; None calls it with the batch.
             anatomy: What it is made of, where that is known already.
 
         Returns:
             The metric of each example; its faithfulness is what is left.
         """
-        mask = self.graph.lawful & ~self.runnable()
-        return self._outcome(mask, model, behavior, ablation, task, anatomy)
+        return self._outcome(True, model, behavior, ablation, task, anatomy)
 
-    def runnable(self) -> Tensor:
-        """Return its edges as a matrix by which it can be run.
+    def laid(self, bench: Bench) -> tuple[Tensor, Tensor | None]:
+        """Return its edges as a bench runs them.
+
+        Args:
+            bench: The model and the prompts.
 
         Returns:
-            Boolean ``[writer, reader]``.
+            Codes ``[writer, reader]`` and what they mean; see `where.coded`.
 
         Raises:
-            ArgumentError: If edges carry positions: a run holds an edge at all of them.
+            ArgumentError: If it belongs to another model, or a position lies outside.
         """
-        if any(e.source is not None or e.target is not None for e in self.edges):
-            raise ArgumentError.of(
-                "edges",
-                expected="edges that hold at all positions, to be run",
-                got="edges that carry positions",
-                do="Leave source and target out to run it.",
-            )
-        return self.mask
+        self.require_graph(bench.graph)
+        return coded(bench.graph, self.edges, bench.length)
 
     def _outcome(
         self,
-        mask: Tensor,
+        removed: bool,
         model: nn.Module,
         behavior: BehaviorLike,
         ablation: Ablation,
@@ -257,9 +260,10 @@ class Circuit:
         anatomy: Anatomy | None,
     ) -> Outcome:
         with on_bench(model, behavior, ablation=ablation, task=task, anatomy=anatomy) as bench:
-            self.require_graph(bench.graph)
-            none = torch.zeros_like(mask)
-            made, nothing = bench.metric(torch.stack([mask, none])).cpu()
+            live, where = self.laid(bench)
+            live = complement(live, bench.graph.lawful) if removed else live
+            sets = torch.stack([live, torch.zeros_like(live)])
+            made, nothing = bench.metric(sets, where).cpu()
             clean = bench.clean.cpu()
         reason = coinciding(float(clean.mean()), float(nothing.mean()))
         return Outcome(made, clean, nothing, reason)

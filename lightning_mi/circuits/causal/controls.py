@@ -76,7 +76,8 @@ def controls_of(
 
     Args:
         trial: The model and the prompts.
-        mask: The circuit ``[writer, reader]``.
+        mask: The circuit ``[writer, reader]``, boolean or in codes. Random ones are live at all
+            positions.
         other: The circuit found for shuffled answers, or None.
         count: Number of random circuits.
         seed: Seed of the draws.
@@ -84,7 +85,7 @@ def controls_of(
     Returns:
         The controls, without those of the untrained model.
     """
-    drawn = random_circuits(trial.bench.graph, mask, count, seed)
+    drawn = random_circuits(trial.bench.graph, mask.bool(), count, seed)
     sets = [mask, *([] if other is None else [other]), *drawn]
     made = trial.metric(sets)
     alone, lucky = made[0], made[len(sets) - len(drawn) :]
@@ -156,7 +157,7 @@ def same_search(
         return None, f"with shuffled answers {found.reason}"
     said = circuit.found_by
     made = found.circuit(
-        n_edges=len(circuit),
+        n_edges=int(circuit.mask.sum()),
         how="top" if said.get("how") == "top" else "greedy",
         absolute=said.get("ranking") != "signed",
     )

@@ -13,7 +13,7 @@ from ...anatomy import Anatomy, Writer
 from ...errors import ArgumentError, ModelError
 from ...nodes import Head, Reader
 
-__all__ = ["Edge", "Graph"]
+__all__ = ["Edge", "Graph", "moves"]
 
 
 @dataclass(frozen=True, order=True)
@@ -210,10 +210,16 @@ class Graph:
         return fed
 
     def _check_positions(self, edge: Edge) -> None:
+        if min(edge.source or 0, edge.target or 0) < 0:
+            raise ArgumentError.of(
+                "edges",
+                expected="positions from 0",
+                got=str(edge),
+                do="Count from the first token; prompts of other lengths are other circuits.",
+            )
         if edge.source is None or edge.target is None:
             return
-        local = not edge.reader.endswith((".k", ".v"))
-        if local and edge.source != edge.target:
+        if not moves(edge.reader) and edge.source != edge.target:
             raise ArgumentError.of(
                 "edges",
                 expected=f"one position, as {edge.reader} reads where it works",
@@ -227,6 +233,18 @@ class Graph:
                 got=str(edge),
                 do="Exchange source and target.",
             )
+
+
+def moves(reader: str) -> bool:
+    """Return whether what an input reads is carried on to other positions.
+
+    Args:
+        reader: Its printed name.
+
+    Returns:
+        True for keys and values.
+    """
+    return reader.endswith((".k", ".v"))
 
 
 def _find(name: str, names: tuple[str, ...], what: str) -> int:

@@ -23,6 +23,7 @@ from .readable import links_of, roles_of, sentences_of
 from .scorecard import Scorecard
 from .scores import EdgeScores, prompt_marks
 from .trial import Trial
+from .where import cells, complement, reach
 
 __all__ = ["Judge", "description_length"]
 
@@ -65,15 +66,15 @@ class Judge:
             The scorecard.
         """
         own = as_behavior(behavior)
-        mask, scores = self.circuit.runnable(), self.scores or self.circuit.scores
+        scores = self.scores or self.circuit.scores
         with on_bench(
             model, own, ablation=self.ablation, task=self.task, anatomy=self.anatomy
         ) as bench:
-            self.circuit.require_graph(bench.graph)
+            mask, where = self.circuit.laid(bench)
             anatomy = bench.wiring.anatomy
-            trial = Trial.on(bench, self.seed)
+            trial = Trial.on(bench, self.seed, where)
             if trial.reason is not None:
-                blank, convention = self._blank(), self._convention(own)
+                blank, convention = self._blank(trial, mask), self._convention(own)
                 return dataclasses.replace(blank, convention=convention, reason=trial.reason)
             shuffled, why = same_search(
                 model, self.circuit, scores, own, self.task, self.seed, anatomy
@@ -104,11 +105,11 @@ class Judge:
         roles: Mapping[str, tuple[str, ...]],
     ) -> Scorecard:
         """Return the card without its controls and words."""
-        graph = self.circuit.graph
-        alone, removed = trial.metric([mask, graph.lawful & ~mask])
+        graph = trial.bench.graph
+        alone, removed = trial.metric([mask, complement(mask, graph.lawful)])
         nodes = self._removable(mask)
         return dataclasses.replace(
-            self._blank(),
+            self._blank(trial, mask),
             faithfulness=trial.share(alone),
             rest=trial.share(removed),
             distance=trial.draws.estimate((trial.clean - alone).abs()),
@@ -142,11 +143,10 @@ class Judge:
         behavior: Behavior,
     ) -> Controls:
         """Add what the circuit does in the untrained model, over the trained one's effect."""
-        mask = self.circuit.mask
         with on_bench(untrained, behavior, ablation=self.ablation, task=self.task) as bench:
-            self.circuit.require_graph(bench.graph)
+            mask, where = self.circuit.laid(bench)
             sets = torch.stack([mask, torch.zeros_like(mask)])
-            made, nothing = bench.metric(sets).double().cpu()
+            made, nothing = bench.metric(sets, where).double().cpu()
         less = made - nothing
         if card.metric is None:
             return controls
@@ -157,18 +157,21 @@ class Judge:
             beyond_untrained=trial.draws.share(gain, trial.whole),
         )
 
-    def _blank(self) -> Scorecard:
+    def _blank(self, trial: Trial, mask: Tensor) -> Scorecard:
         """Return a card that holds nothing but the circuit and its size."""
-        nothing = Estimate(math.nan)
-        size, graph = len(self.circuit), self.circuit.graph
+        nothing, graph = Estimate(math.nan), trial.bench.graph
+        size, most = len(self.circuit), graph.n_edges
+        if trial.where is not None:  # Then an edge is one between two positions.
+            size = cells(graph, mask, trial.where)
+            most = int(reach(graph, trial.bench.length).sum())
         return Scorecard(
             nothing,
             nothing,
             circuit=self.circuit,
             edges=size,
             nodes=len(self.circuit.nodes),
-            bits=description_length(size, graph.n_edges),
-            all_edges=graph.n_edges,
+            bits=description_length(size, most),
+            all_edges=most,
             all_nodes=len(graph.writers) + 1,
         )
 

@@ -44,11 +44,12 @@ class Scorecard:
         marginals: By node what is lost without it, alone and beside another one.
         curve: Faithfulness over sizes, where the scores that ranked the edges are at hand.
         circuit: What was judged.
-        edges: Number of edges.
+        edges: Number of edges; where they carry positions, that of positions, or pairs of them, at
+            which they are live.
         nodes: Number of nodes, the logits among them.
         bits: Description length: bits that name this set of edges among all,
             log₂(N + 1) + log₂ C(N, n).
-        all_edges: N, which is also the bits of an arbitrary set.
+        all_edges: N, counted likewise, which is also the bits of an arbitrary set.
         all_nodes: Number of nodes of the full graph.
         roles: By head what it is, where head scores say so.
         links: By edge its composition and overlap, where both ends are heads.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -188,11 +188,14 @@ class Wiring:
         )
 
     def learn(self, seen: Seen) -> None:
-        """Find out how heads read, from a pass.
+        """Find out how heads read, and whether positions look back only, from a pass.
 
         Args:
             seen: The pass.
         """
+        causal = not any(_looks_ahead(site) for site in seen.sites)
+        if causal != self.graph.causal:
+            self.graph = replace(self.graph, causal=causal)
         self.heads = [
             head_inputs(self.anatomy, at, seen.sites[at], seen.entering[self.reader_of[at]])
             for at in range(self.anatomy.n_layers)
@@ -321,9 +324,37 @@ class Wiring:
         """
         layers = iter(range(self.anatomy.n_layers))
 
+        def each(site: Site) -> Tensor:
+            return edit(next(layers), site)
+
+        with self.opened(enter, leave, each, reading, inside) as run:
+            return run(batch)
+
+    @contextmanager
+    def opened(
+        self,
+        enter: Enter,
+        leave: Leave,
+        edit: Callable[[Site], Tensor],
+        reading: tuple[Behavior, int] | None,
+        inside: Inside = nullcontext,
+    ) -> Iterator[Callable[[Any], Tensor]]:
+        """Let others say what is read and written while the model, or a part of it, runs.
+
+        Args:
+            enter: See `play`.
+            leave: See `play`.
+            edit: Returns what the heads of an attention write instead.
+            reading: See `play`.
+            inside: See `play`.
+
+        Yields:
+            A function that runs the model on a batch and returns its outputs.
+        """
+
         def change(index: int, z: Tensor) -> Tensor:
             site = seen.sites.pop()
-            return z if site.cross else edit(next(layers), site)
+            return z if site.cross else edit(site)
 
         with (
             tap(self.model, change, check="none") as seen,
@@ -331,7 +362,7 @@ class Wiring:
             self._narrowed(reading) as widen,
             inside(),
         ):
-            return widen(self.task.outputs(self.model, batch))
+            yield lambda batch: widen(self.task.outputs(self.model, batch))
 
     @contextmanager
     def _narrowed(
@@ -405,6 +436,11 @@ def repeated(batch: Any, size: int, times: int) -> Any:
         return value.repeat(times, *([1] * (value.ndim - 1)))
 
     return tree_map(again, batch)
+
+
+def _looks_ahead(site: Site) -> bool:
+    open_ = site.reachable()
+    return site.q.shape[2] > 1 if open_ is None else bool(open_.triu(1).any())
 
 
 def _entering(turns: list[list[int]], enter: Enter) -> Callable[..., Any]:

@@ -24,27 +24,30 @@ class Trial:
         clean: m(M) ``[example]``.
         nothing: m(∅) ``[example]``.
         draws: Bootstrap draws of the prompts.
+        where: What codes of edges mean, if there are others than 0 and 1; see `where.coded`.
     """
 
     bench: Bench
     clean: Tensor
     nothing: Tensor
     draws: Draws
+    where: Tensor | None = None
 
     @classmethod
-    def on(cls, bench: Bench, seed: int = 0) -> Trial:
+    def on(cls, bench: Bench, seed: int = 0, where: Tensor | None = None) -> Trial:
         """Return a trial on a bench.
 
         Args:
             bench: The model and the prompts.
             seed: Seed of the draws.
+            where: What codes of edges mean.
 
         Returns:
             The trial.
         """
         none = torch.zeros_like(bench.graph.lawful)[None]
         clean, nothing = (m.double().cpu() for m in (bench.clean, bench.metric(none)[0]))
-        return cls(bench, clean, nothing, Draws(len(clean), seed))
+        return cls(bench, clean, nothing, Draws(len(clean), seed), where)
 
     @property
     def reason(self) -> str | None:
@@ -60,7 +63,7 @@ class Trial:
         """Return the metric when only some edges are live.
 
         Args:
-            masks: Boolean ``[set, writer, reader]``.
+            masks: Boolean, or codes ``[set, writer, reader]``.
 
         Returns:
             Shape ``[set, example]``, in double precision.
@@ -68,7 +71,7 @@ class Trial:
         if not len(masks):
             return self.clean.new_zeros(0, len(self.clean))
         whole = masks if isinstance(masks, Tensor) else torch.stack(list(masks))
-        return self.bench.metric(whole).double().cpu()
+        return self.bench.metric(whole, self.where).double().cpu()
 
     def share(self, some: Tensor, less: Tensor | None = None) -> Estimate:
         """Return a difference of two metrics as a share of the whole effect.
@@ -101,12 +104,12 @@ def without(mask: Tensor, nodes: Sequence[int]) -> Tensor:
     """Return edges without those that leave some nodes: then nobody reads what they write.
 
     Args:
-        mask: Boolean ``[writer, reader]``.
+        mask: Boolean, or codes ``[writer, reader]``.
         nodes: Indices of writers.
 
     Returns:
         A copy.
     """
     left = mask.clone()
-    left[list(nodes)] = False
+    left[list(nodes)] = 0
     return left

@@ -362,8 +362,8 @@ def _of(circuit: Circuit, model: nn.Module, ablation: Ablation, task: Task | Non
         here = behavior.to(home)
         with on_bench(model, here, ablation=ablation, task=task, anatomy=known) as bench:
             known = bench.wiring.anatomy  # That of all prompts: it is found once.
-            circuit.require_graph(bench.graph)
-            return bench.metric(circuit.mask[None])[0]
+            live, where = circuit.laid(bench)
+            return bench.metric(live[None], where)[0]
 
     return ask
 
