@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from .cli_influence import Influence
+from .cli_workspace import WandbWorkspace
 from .errors import LightningMIError
 
 __all__ = ["COMMANDS", "Command", "Report", "main"]
@@ -76,6 +77,7 @@ class Report:
 COMMANDS: tuple[Command, ...] = (
     Report(),
     Influence(),
+    WandbWorkspace(),
 )
 """Every subcommand; a new one is a class in this file or beside it, and an entry here."""
 

@@ -16,8 +16,9 @@ from .examples import examples_html
 from .keys import STEP, Plan, Shown
 from .longtable import COLUMNS, long_table
 from .pictures import caption, draw
+from .workspace import build_workspace
 
-__all__ = ["WandbSink"]
+__all__ = ["WandbSink", "build_workspace"]
 
 
 class WandbSink(LoggerSink):
