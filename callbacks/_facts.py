@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .. import __version__, pieces
-from ..emergence import head_onsets
+from ..emergence import head_onsets, one_source
 from ..errors import ArgumentError, LightningMIError, RunError
 from ..measurement import IndexedData
 from ..record import Record
@@ -26,7 +26,7 @@ __all__ = [
     "check_writable",
     "facts",
     "is_last",
-    "onsets",
+    "outcome",
     "piecewise",
     "planned_steps",
     "refuse_sharded",
@@ -82,20 +82,27 @@ def facts(trainer: Trainer, model: nn.Module) -> dict[str, Any]:
     }
 
 
-def onsets(records: Sequence[Record]) -> dict[str, int]:
-    """Return the step at which the first head of each role formed, for the loggers' summary.
+def outcome(records: Sequence[Record]) -> dict[str, float]:
+    """Return how the roles of heads came out, for the loggers' summary.
 
     Args:
         records: Records of one run and one source.
 
     Returns:
-        ``induction_onset`` and ``prev_token_onset``, each only where one may be claimed.
+        For ``induction`` and ``prev_token``, where they were measured: ``…_onset``, the step at
+        which the first head formed, only where one may be claimed; ``…_final`` and ``…_best``, the
+        last defined and the largest value of the best head.
     """
-    found = {}
+    found: dict[str, float] = {}
     for score, key in (("induction", "induction"), ("previous_token", "prev_token")):
         steps = [h.onset.step for h in head_onsets(records, score) if h.onset.step is not None]
         if steps:
             found[f"{key}_onset"] = min(steps)
+        curve = one_source(r for r in records if r.name == f"head_scores/{score}")
+        finite = [r.panel.values[r.panel.values.isfinite()] for r in curve]
+        best = [float(values.max()) for values in finite if values.numel()]
+        if best:
+            found[f"{key}_final"], found[f"{key}_best"] = best[-1], max(best)
     return found
 
 

@@ -23,7 +23,7 @@ from ..runs import Run
 from ..sinks import Sink, sinks_for
 from ..task import Task
 from ._base import LightningModule, Trainer
-from ._facts import facts, onsets, planned_steps, say
+from ._facts import facts, outcome, planned_steps, say
 from ._progress import Progress
 
 __all__ = ["Session"]
@@ -132,7 +132,7 @@ class Session:
             live = self.run.records(source="live")
             self.run.write_all(tracin_sum(live))
             self.run.write_all(r for r in drift_series(live) if r.what.endswith("_final"))
-            self.run.update_info(state=state, summary=onsets(live))
+            self.run.update_info(state=state, summary=outcome(live))
 
     def write_report(self) -> None:
         """Write the HTML report; a fault in it never stops training."""

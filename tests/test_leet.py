@@ -80,6 +80,15 @@ def test_values_are_those_of_the_records(
     assert compared > 40
 
 
+def test_summary_says_how_it_came_out(finished: tuple[Run, Path]) -> None:
+    kept = _wandb.summary(finished[1])
+    for key, name in (("induction", "induction"), ("prev_token", "previous_token")):
+        curve = finished[0].records(f"head_scores/{name}", source="live")
+        best = [r.panel.values.max().item() for r in curve if r.what == name]
+        assert (kept[f"{key}_final"], kept[f"{key}_best"]) == (best[-1], max(best))
+        assert f"{key}_onset" not in kept  # too few steps to claim one
+
+
 def test_every_key_is_foreseen(finished: tuple[Run, Path], rows: list[dict[str, Any]]) -> None:
     run, _ = finished
     assert keys_of(rows) == set(logged(run))
