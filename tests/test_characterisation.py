@@ -36,7 +36,7 @@ from lightning_mi.circuits import (
     subject_tracing,
 )
 from lightning_mi.circuits.characterisation.intervals import mean_of, share_of
-from lightning_mi.circuits.characterisation.proportions import accuracy, accuracy_difference
+from lightning_mi.circuits.causal.proportions import accuracy, accuracy_difference
 from lightning_mi.errors import ArgumentError
 
 

@@ -20,6 +20,8 @@ REQUIRED: dict[str, dict[str, Any]] = {
             "init_args": {"name": "own", "steps": [{"name": "copies", "kind": "head"}]},
         }
     },
+    "SubspacePatching": {"part": "L0H1"},
+    "Align": {"part": "resid1"},
     "FunctionalSubspaces": {"behaviors": {"copying": BEHAVIOR}, "parts": ["L0H1"]},
 }
 

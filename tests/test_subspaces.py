@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hand_built import bits, gate, rotation
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_mi import Behavior
-from lightning_mi.circuits import Residual, align, subspace_patching
+from lightning_mi import Behavior, measure
+from lightning_mi.circuits import Align, Residual, SubspacePatching, align, subspace_patching
 from lightning_mi.errors import ArgumentError
 from lightning_mi.nodes import MLP, Head, Reader
 
@@ -67,6 +70,10 @@ def test_a_subspace_is_split_by_what_the_reader_reads() -> None:
     assert good.null == pytest.approx(0.0, abs=1e-5)
     assert max(good.random) < 0.95
     assert good.cautions == ()
+    assert good.intervals["inside"].value == good.inside
+    beyond = good.intervals["beyond_random"]
+    assert beyond.value == pytest.approx(1 - max(good.random, key=abs), abs=1e-5)
+    assert 0.05 < beyond.low <= beyond.value <= beyond.high
     none = subspace_patching(model, pair, Head(0, 0), dormant, reader=reader)
     assert none.inside == pytest.approx(0.0, abs=1e-5)
 
@@ -100,7 +107,8 @@ def test_the_search_finds_a_planted_direction() -> None:
     plain = Planted().eval()
     with torch.no_grad():
         plain.output.weight.normal_(generator=torch.Generator().manual_seed(0)).mul_(1e-3)
-    found = align(model, pair, Head(0, 0), 1, steps=200, untrained=plain)
+    reader = model.output.weight.detach().T
+    found = align(model, pair, Head(0, 0), 1, reader=reader, steps=200, untrained=plain)
     assert found.accuracy == 1.0
     assert found.share == pytest.approx(1.0, abs=0.02)
     assert found.whole == 1.0
@@ -115,7 +123,14 @@ def test_the_search_finds_a_planted_direction() -> None:
         model, pair, Head(0, 0), found.basis, reader=model.output.weight.detach().T
     )
     assert checked.inside == pytest.approx(found.share, abs=0.02)
-    assert "interchange accuracy 1.00" in str(found)
+    # Eight held-out pairs, all right: Wilson's interval.
+    assert "interchange accuracy 1.00 [0.68, 1.00]" in str(found)
+    assert found.intervals["accuracy"].low == pytest.approx(8 / (8 + 1.96**2), abs=1e-3)
+    best = max(found.random)
+    assert found.intervals["beyond_random"].value == pytest.approx(1 - best)
+    assert found.effect is not None
+    assert found.effect.inside == found.share
+    assert found.effect.row + found.effect.null == pytest.approx(1.0, abs=0.05)
     assert sum(found.random) / len(found.random) < 0.7
 
 
@@ -157,6 +172,58 @@ def test_readers_are_found_by_name() -> None:
         model, pair, Residual(1), basis, reader=Reader(Head(1, 1), "k"), draws=2
     )
     assert not math.isnan(found.row + found.null + found.inside)
+    named = SubspacePatching(pair, "resid1", rank=2, reader="L1H1.k", share=0.9)
+    panels = {r.what: r.panel.item() for r in measure(model, named)}
+    assert not math.isnan(panels["row"] + panels["null"])
+    assert panels["inside"] != pytest.approx(panels["row"], abs=1e-3)
     own = subspace_patching(model, pair, Head(1, 0), torch.eye(3), draws=1)
     assert own.null == pytest.approx(0.0, abs=1e-6)  # W_O reads all of z.
     assert own.row == pytest.approx(own.whole, abs=1e-4)
+
+
+def test_subspaces_are_measured_by_name_and_judged_on_held_out_pairs(tmp_path: Path) -> None:
+    model, pair = Planted().eval(), pairs(16)
+    np.save(tmp_path / "true.npy", model.turn[:1].T.numpy())
+    given = SubspacePatching(pair, "L0H0", basis=str(tmp_path / "true.npy"))
+    found = {r.what: r.panel for r in measure(model, given)}
+    assert found["inside"].item() == pytest.approx(1.0, abs=1e-5)
+    assert found["inside"].convention["examples"] == 16
+    # The largest difference is (2, -1) along bit and dormant feature, of which 4/5 is the bit's.
+    widest = {r.what: r.panel for r in measure(model, SubspacePatching(pair, "L0H0"))}
+    assert widest["inside"].item() == pytest.approx(1.0, abs=1e-4)
+    assert widest["inside"].convention["examples"] == 8
+    assert widest["inside"].convention["low"] == pytest.approx(1.0, abs=1e-4)
+    assert {"whole", "outside", "random", "beyond_random"} < set(widest)
+
+
+def test_the_search_is_a_measurement() -> None:
+    model, pair = Planted().eval(), pairs(16)
+    before = {n: p.clone() for n, p in model.state_dict().items()}
+    searched = Align(pair, "L0H0", steps=100, draws=4)
+    found = {r.what: r.panel for r in measure(model, searched)}
+    assert found["accuracy"].item() == 1.0
+    assert (found["accuracy"].convention["low"], found["accuracy"].convention["held_out"]) == (
+        pytest.approx(0.676, abs=1e-3),
+        8,
+    )
+    assert found["accuracy_nothing"].item() == 0.0
+    assert found["inside"].item() == pytest.approx(1.0, abs=0.05)
+    assert found["loss"].item() < 0.01
+    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+    # Untrained, clean and corrupted prompts give the same: the same panels, and the reason.
+    with torch.no_grad():
+        model.output.weight.zero_()
+    blank = {r.what: r.panel for r in measure(model, searched)}
+    assert set(blank) == set(found)
+    assert all(
+        math.isnan(p.item()) and "no difference" in p.convention["reason"] for p in blank.values()
+    )
+
+
+@pytest.mark.parametrize("kind", [SubspacePatching, Align])
+def test_names_are_checked_before_anything_is_run(kind: Any) -> None:
+    for more in ({"part": "L0H0.q"}, {"part": "L0H0", "reader": "MLP1"}, {"part": "nobody"}):
+        with pytest.raises(ArgumentError, match=r"part|reader|node"):
+            kind(pairs(), **more)
+    with pytest.raises(ArgumentError, match="rank"):
+        measure(Planted().eval(), kind(pairs(), "L0H0", rank=9))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .causal import (
     ActivationPatching,
+    Align,
     Alignment,
     At,
     AttributionPatching,
@@ -22,6 +23,7 @@ from .causal import (
     Residual,
     Scorecard,
     SubspaceEffect,
+    SubspacePatching,
     Value,
     acdc,
     activation_patching,
@@ -139,6 +141,8 @@ __all__ = [
     "ActivationPatching",
     "AttributionPatching",
     "PathPatching",
+    "SubspacePatching",
+    "Align",
     "CircuitScorecard",
     "EdgeAttribution",
     "Composition",

@@ -20,6 +20,7 @@ from .path_patching import PathPatching, path_patching
 from .places import At, Residual
 from .scorecard import Estimate, Scorecard
 from .search import smallest_circuit
+from .subspace_measurements import Align, SubspacePatching
 from .subspaces import SubspaceEffect, subspace_patching
 from .values import Value, from_run, mean, resample, value, zero
 
@@ -39,9 +40,11 @@ __all__ = [
     "PathPatching",
     "path_patching",
     "intervene",
+    "Align",
     "Alignment",
     "align",
     "SubspaceEffect",
+    "SubspacePatching",
     "subspace_patching",
     "Circuit",
     "CircuitScorecard",

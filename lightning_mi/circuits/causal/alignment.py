@@ -14,12 +14,28 @@ from ...anatomy import Anatomy
 from ...behavior import Behavior, BehaviorLike, as_behavior
 from ...errors import ArgumentError
 from ...isolation import frozen, untouched
+from ...nodes import Logits, Reader
+from ...record import Panel, scalar
 from ...task import Task
 from .along import require_gradient
 from .edges import Direction
-from .subspaces import Exchange, SubspacePart
+from .estimates import Estimate
+from .exchange import Exchange, SubspacePart
+from .proportions import accuracy, accuracy_difference
+from .subspaces import SubspaceEffect, judged
 
 __all__ = ["Alignment", "align"]
+
+ACCURACIES = {
+    "accuracy": ("accuracy", "interchange accuracy of the learned subspace"),
+    "whole": ("accuracy_whole", "interchange accuracy of the whole part"),
+    "nothing": ("accuracy_nothing", "interchange accuracy when nothing is exchanged"),
+    "beyond_random": (
+        "accuracy_beyond_random",
+        "interchange accuracy less the largest of a random rotation",
+    ),
+}
+SHOWN = ("accuracy", "beyond_random")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +55,10 @@ class Alignment:
         untrained: Interchange accuracy of the same search on the untrained model; NaN where none
             was given. A search that succeeds there proves the search, not the model.
         losses: The loss of each step.
+        intervals: ``accuracy``, ``whole``, ``nothing`` (Wilson's) and ``beyond_random``, accuracy
+            less the best of ``random`` (Newcombe's, paired), with 95 % intervals over held-out
+            pairs.
+        effect: What `subspace_patching` says of the subspace, on held-out pairs.
         convention: Rank, seed, steps, numbers of pairs.
         reason: Why all is NaN, or None.
     """
@@ -53,6 +73,8 @@ class Alignment:
     nothing: float
     untrained: float = math.nan
     losses: tuple[float, ...] = ()
+    intervals: Mapping[str, Estimate] = field(default_factory=dict)
+    effect: SubspaceEffect | None = None
     convention: Mapping[str, Any] = field(default_factory=dict)
     reason: str | None = None
 
@@ -61,12 +83,44 @@ class Alignment:
         if self.reason is not None:
             return f"{self.part}: undefined: {self.reason}"
         lucky = max(self.random, default=math.nan)
+        accuracy = self.intervals.get("accuracy", f"{self.accuracy:.2f}")
         return (
-            f"{self.part}, rank {self.basis.shape[1]}: interchange accuracy {self.accuracy:.2f} on "
+            f"{self.part}, rank {self.basis.shape[1]}: interchange accuracy {accuracy} on "
             f"held-out pairs (whole part {self.whole:.2f}, nothing {self.nothing:.2f}, random "
             f"rotations at most {lucky:.2f}, untrained model {self.untrained:.2f}); share "
             f"{self.share:.2f}, {self.trained_on:.2f} where it was learned"
         )
+
+    def reading(self) -> dict[str, Panel]:
+        """Return it as panels.
+
+        Returns:
+            Interchange accuracies ``accuracy``, ``accuracy_whole``, ``accuracy_nothing``,
+            ``accuracy_random`` (the largest) and ``accuracy_beyond_random``; shares ``trained_on``
+            and those of `SubspaceEffect.reading`, ``inside`` being that of the subspace found; and
+            ``loss``, the last one. All scalars.
+        """
+        about: dict[str, Any] = {**self.convention, "part": str(self.part)}
+        if self.reason is not None:
+            about["reason"] = self.reason
+        chance = {**about, "sign": "larger: the answer follows the subspace more often"}
+        made = {}
+        for name, e in self.intervals.items():
+            label, what = ACCURACIES[name]
+            low, high = (None if math.isnan(v) else v for v in (e.low, e.high))
+            shown = {"scalar": label} if name in SHOWN else {"ranks": 0}
+            made[label] = scalar(
+                e.value, "share right", **chance, what=what, low=low, high=high, display=shown
+            )
+        if self.random:
+            more: dict[str, Any] = {"what": "largest interchange accuracy of a random rotation"}
+            more |= {"all": list(self.random), "display": {"ranks": 0}}
+            made["accuracy_random"] = scalar(max(self.random), "share right", **chance, **more)
+        what = "share of the metric's difference on the pairs that the subspace was learned on"
+        made["trained_on"] = scalar(self.trained_on, "share", **about, what=what, display={})
+        last = self.losses[-1] if self.losses else math.nan
+        made["loss"] = scalar(last, "1", **about, what="the last loss", display={})
+        return made | ({} if self.effect is None else self.effect.reading())
 
 
 def align(
@@ -75,6 +129,7 @@ def align(
     part: SubspacePart,
     rank: int = 1,
     *,
+    reader: Reader | Logits | Tensor | None = None,
     steps: int = 100,
     learning_rate: float = 0.05,
     held_out: float = 0.5,
@@ -91,7 +146,7 @@ def align(
     parameters, and learned with Adam on half of the pairs so that each patched run has the metric
     of the run that the subspace was taken from: the loss is the mean of
     :math:`((m_{patched} - m_{donor}) / (m_{donor} - m_{base}))^2`, denominators averaged. It is
-    judged on the other half. `subspace_patching` says whether the found subspace is to be trusted.
+    judged on the other half, where `subspace_patching` also says whether it is to be trusted.
 
     Args:
         model: The user's model; it is left as it was.
@@ -99,6 +154,7 @@ def align(
             an answer is right.
         part: A head (its z), an MLP or the stream that enters a layer.
         rank: Dimensions, fixed in advance.
+        reader: Who reads the part next; see `subspace_patching`.
         steps: Steps of Adam.
         learning_rate: Of Adam.
         held_out: Share of the pairs that are kept for judging.
@@ -114,7 +170,8 @@ def align(
         prompts.
 
     Raises:
-        ArgumentError: If rank or steps are impossible, or the metric has no gradient.
+        ArgumentError: If rank or steps are impossible, the metric has no gradient, or the behavior
+            does not say what is right.
     """
     if rank < 1 or steps < 1 or not 0 < held_out < 1:
         raise ArgumentError.of(
@@ -124,6 +181,7 @@ def align(
             do="For example rank=1, steps=100, held_out=0.5.",
         )
     own = as_behavior(behavior)
+    _ = own.rightness  # Refused before the search, not after it.
     train, test = own.split(1 - held_out, seed)
     with untouched(model) as plain, frozen(plain):
         found = Exchange(plain, train, part, direction, task, anatomy)
@@ -135,24 +193,34 @@ def align(
                 do=f"{part} is as wide.",
             )
         if found.reason is not None:
-            return _undefined(part, rank, found.reason)
+            return _undefined(found, rank, reader, draws)
         Q, losses = _learned(found, rank, steps, learning_rate, seed)
         with torch.no_grad():
-            judged = Exchange(plain, test, part, direction, task, found.known)
+            kept = Exchange(plain, test, part, direction, task, found.known)
+            effect = judged(kept, Q, reader, draws, seed)
             generator = torch.Generator().manual_seed(seed + 1)
             drawn = [torch.randn(Q.shape, generator=generator).to(Q) for _ in range(draws)]
-            right = [_right(judged, judged.orthonormal(b)) for b in drawn]
-            width = len(Q)
+            lucky = [_right(kept, kept.orthonormal(b)) for b in drawn]
+            right = {"accuracy": Q, "whole": torch.eye(len(Q)).to(Q), "nothing": Q[:, :0]}
+            rows = {name: _right(kept, basis) for name, basis in right.items()}
+            intervals = {name: accuracy(row) for name, row in rows.items()}
+            if lucky:
+                best = max(lucky, key=lambda row: float(row.mean()))
+                intervals["beyond_random"] = accuracy_difference(
+                    rows["accuracy"], best, paired=True
+                )
             made = Alignment(
                 part,
                 Q.cpu(),
-                _right(judged, Q),
-                judged.share(Q),
-                found.share(Q),
-                tuple(right),
-                _right(judged, torch.eye(width).to(Q)),
-                _right(judged, Q[:, :0]),
+                intervals["accuracy"].value,
+                effect.inside,
+                found.share(found.gain(Q)).value,
+                tuple(float(row.mean()) for row in lucky),
+                intervals["whole"].value,
+                intervals["nothing"].value,
                 losses=tuple(losses),
+                intervals=intervals,
+                effect=effect,
                 convention=_told(rank, steps, seed, direction, train, test),
             )
     if untrained is None:
@@ -187,12 +255,10 @@ def _learned(
     return torch.linalg.qr(free.detach()).Q, losses
 
 
-def _right(exchange: Exchange, Q: Tensor) -> float:
-    """Return how often the patched run answers as the donor: rightly, or wrongly under noising."""
-    outputs = exchange.outputs(Q)
-    right = exchange.behavior.correct(outputs).float().mean()
-    toward = exchange.base is exchange.behavior.corrupted
-    return float(right if toward else 1 - right)
+def _right(exchange: Exchange, Q: Tensor) -> Tensor:
+    """Return where the patched run answers as the donor: rightly, or wrongly under noising."""
+    right = exchange.behavior.correct(exchange.outputs(Q)).float().cpu()
+    return right if exchange.direction == "denoise" else 1 - right
 
 
 def _told(
@@ -205,10 +271,26 @@ def _told(
         "direction": direction,
         "pairs": len(train),
         "held_out": len(test),
+        "interval": "95 %, over held-out pairs",
         "null": "accuracy of random rotations, and of the untrained model",
     }
 
 
-def _undefined(part: SubspacePart, rank: int, reason: str) -> Alignment:
+def _undefined(
+    exchange: Exchange, rank: int, reader: Reader | Logits | Tensor | None, draws: int
+) -> Alignment:
     n = math.nan
-    return Alignment(part, torch.full((0, rank), n), n, n, n, (), n, n, reason=reason)
+    names = [name for name in ACCURACIES if draws or name != "beyond_random"]
+    return Alignment(
+        exchange.part,
+        torch.full((0, rank), n),
+        n,
+        n,
+        n,
+        (n,) * draws,
+        n,
+        n,
+        intervals=dict.fromkeys(names, Estimate(n)),
+        effect=judged(exchange, torch.empty(0, rank), reader, draws, 0),
+        reason=exchange.reason,
+    )

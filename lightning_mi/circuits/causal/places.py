@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ...errors import ArgumentError
-from ...nodes import MLP, Head, Neuron, Reader
+from ...nodes import MLP, Head, Neuron, Reader, parse
 
-__all__ = ["At", "HeadPart", "Kind", "Part", "Place", "Port", "Residual", "as_place"]
+__all__ = ["At", "HeadPart", "Kind", "Part", "Place", "Port", "Residual", "as_place", "named_part"]
 
 HeadPart: TypeAlias = Literal["z", "q", "k", "v", "pattern"]
 Kind: TypeAlias = Literal["z", "q", "k", "v", "pattern", "mlp", "neuron", "residual"]
@@ -211,6 +211,28 @@ def as_place(part: Part | At) -> Place:
     basis = None if at.basis is None else _orthonormal(at.basis)
     name = str(node) if what in (None, "z") else f"{node}.{what}"
     return Place(kind, layer, index, at.positions, basis, at.outside, name)
+
+
+def named_part(text: str) -> Head | MLP | Residual:
+    """Return a part by its printed name.
+
+    Args:
+        text: ``L1H3``, ``MLP2``, or ``resid4`` for the stream that enters a layer.
+
+    Returns:
+        The part.
+
+    Raises:
+        ArgumentError: If it is another name.
+    """
+    if text.startswith("resid") and text[5:].isdigit():
+        return Residual(int(text[5:]))
+    node = parse(text)
+    if isinstance(node, Head | MLP):
+        return node
+    raise ArgumentError.of(
+        "part", expected="a name such as L1H3, MLP2 or resid4", got=repr(text), do="Choose."
+    )
 
 
 def _found(node: object, what: HeadPart | None) -> tuple[Kind, int, int | None]:

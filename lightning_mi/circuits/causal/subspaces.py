@@ -5,28 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...anatomy import Anatomy
-from ...behavior import Behavior, BehaviorLike, as_behavior
-from ...errors import ArgumentError
+from ...behavior import BehaviorLike, as_behavior
 from ...isolation import frozen, untouched
-from ...nodes import MLP, Head, Logits, Reader
+from ...nodes import Logits, Reader
+from ...record import Panel, scalar
 from ...task import Task
-from .edges import Direction, coinciding
-from .patching import shares
-from .places import Residual, as_place
-from .ports import Change, Ports
+from .edges import Direction
+from .estimates import Estimate
+from .exchange import Exchange, SubspacePart
 
-__all__ = ["Exchange", "SubspaceEffect", "SubspacePart", "subspace_patching"]
+__all__ = ["SubspaceEffect", "judged", "subspace_patching"]
 
-SubspacePart: TypeAlias = Head | MLP | Residual
-
-SHARED = 1e-6
-"""Singular values below this share of the largest are no direction that a reader reads."""
+WHAT = {
+    "inside": "share that the subspace alone carries",
+    "whole": "share that the whole part carries",
+    "outside": "share that all but the subspace carries",
+    "row": "share that its projection onto what the reader reads carries",
+    "null": "share that its projection onto what the reader does not read carries",
+    "beyond_random": "inside less the largest share of a random subspace of the same rank",
+    "held_out": "inside, on pairs that the subspace was not found on",
+}
+SHOWN = ("inside", "whole", "row", "null", "random", "beyond_random")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +53,8 @@ class SubspaceEffect:
         null: When its projection onto what the reader does not read is; NaN likewise.
         random: Of random subspaces of the same rank.
         held_out: ``inside`` on pairs that the subspace was not found on; NaN where there were none.
+        intervals: All of these but ``random`` by name, and ``beyond_random``, ``inside`` less the
+            largest of ``random``, with 95 % bootstrap intervals over pairs.
         convention: Direction, reader, numbers.
         reason: Why all is NaN, or None.
     """
@@ -61,6 +68,7 @@ class SubspaceEffect:
     null: float = math.nan
     random: tuple[float, ...] = ()
     held_out: float = math.nan
+    intervals: Mapping[str, Estimate] = field(default_factory=dict)
     convention: Mapping[str, Any] = field(default_factory=dict)
     reason: str | None = None
 
@@ -87,11 +95,54 @@ class SubspaceEffect:
             return f"{self.part}: undefined: {self.reason}"
         lucky = max((abs(r) for r in self.random), default=math.nan)
         told = "; ".join(self.cautions) or "nothing speaks against it"
+        inside = self.intervals.get("inside", f"{self.inside:.2f}")
         return (
-            f"{self.part}, rank {self.rank}: inside {self.inside:.2f}, whole {self.whole:.2f}, "
+            f"{self.part}, rank {self.rank}: inside {inside}, whole {self.whole:.2f}, "
             f"outside {self.outside:.2f}, row space {self.row:.2f}, null space {self.null:.2f}, "
             f"random at most {lucky:.2f}, held out {self.held_out:.2f}: {told}"
         )
+
+    def reading(self) -> dict[str, Panel]:
+        """Return it as panels.
+
+        Returns:
+            ``inside``, ``whole``, ``outside``, ``row``, ``null``, ``beyond_random`` and
+            ``held_out``, where they were asked for, and ``random``, the largest: scalars with
+            intervals in their conventions.
+        """
+        about: dict[str, Any] = {
+            **self.convention,
+            "part": str(self.part),
+            "rank": self.rank,
+            "cautions": list(self.cautions),
+            "null": 0.0,
+            "sign": "larger: more of the metric's difference",
+            "interval": "95 %, bootstrap over pairs",
+        }
+        if self.reason is not None:
+            about["reason"] = self.reason
+        made = {
+            name: scalar(
+                e.value,
+                "share",
+                **{**about, "what": WHAT[name]},
+                low=None if math.isnan(e.low) else e.low,
+                high=None if math.isnan(e.high) else e.high,
+                display=_shown(name),
+            )
+            for name, e in self.intervals.items()
+        }
+        if self.random:
+            most = max(self.random, key=abs)
+            what = "largest share of a random subspace of the same rank"
+            about |= {"what": what, "all": list(self.random), "display": _shown("random")}
+            made["random"] = scalar(most, "share", **about)
+        return made
+
+
+def _shown(name: str) -> dict[str, Any]:
+    """Return how a number is shown: by loggers, or in the report alone."""
+    return {"scalar": name} if name in SHOWN else {"ranks": 0}
 
 
 def subspace_patching(
@@ -120,7 +171,7 @@ def subspace_patching(
         basis: Directions ``[d, k]``; they are made orthonormal.
         reader: A head's q, k or v, or the logits, for parts of the stream's width; or a matrix
             ``[d, m]`` that the part's values are multiplied by next. None for a head takes its own
-            W_O; for other parts there is no split.
+            W_O, where that is known; for other parts there is no split.
         held_out: Pairs that the basis was not found on.
         direction: Which run is patched.
         draws: Random subspaces of the same rank.
@@ -137,192 +188,70 @@ def subspace_patching(
     own = as_behavior(behavior)
     with untouched(model) as plain, frozen(plain), torch.no_grad():
         made = Exchange(plain, own, part, direction, task, anatomy)
-        if made.reason is not None:
-            n = math.nan
-            return SubspaceEffect(part, basis.shape[1], n, n, n, reason=made.reason)
-        Q = made.orthonormal(basis)
-        R = made.read_by(reader)
-        parts = (math.nan, math.nan) if R is None else (made.share(R @ R.T @ Q), made.lost(R, Q))
-        generator = torch.Generator().manual_seed(seed)
-        random = tuple(
-            made.share(torch.randn(Q.shape, generator=generator).to(Q)) for _ in range(draws)
-        )
-        other = math.nan
+        other = None
         if held_out is not None:
             fresh = as_behavior(held_out)
-            other = Exchange(plain, fresh, part, direction, task, made.known).share(Q)
-        return SubspaceEffect(
-            part,
-            Q.shape[1],
-            made.share(torch.eye(len(Q)).to(Q)),
-            made.share(Q),
-            made.share(Q, outside=True),
-            *parts,
-            random,
-            other,
-            {"direction": direction, "reader": str(reader)[:40], "examples": len(own), "null": 0.0},
-        )
+            other = Exchange(plain, fresh, part, direction, task, made.known)
+        return judged(made, basis, reader, draws, seed, other)
 
 
-class Exchange:
-    """Two runs of a model, and what exchanging a subspace of one part does.
+def judged(
+    exchange: Exchange,
+    basis: Tensor,
+    reader: Reader | Logits | Tensor | None,
+    draws: int,
+    seed: int,
+    held_out: Exchange | None = None,
+) -> SubspaceEffect:
+    """Return what a subspace carries, beside what it has to be compared with.
 
     Args:
-        model: The module inside any wrapper, in evaluation mode.
-        behavior: The prompts.
-        part: What is exchanged.
-        direction: Which run is patched.
-        task: How the model is called.
-        anatomy: What it is made of, where that is known already.
+        exchange: Two runs of the model.
+        basis: See `subspace_patching`.
+        reader: See there.
+        draws: See there.
+        seed: See there.
+        held_out: Two runs on other pairs.
+
+    Returns:
+        The effects.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        behavior: Behavior,
-        part: SubspacePart,
-        direction: Direction,
-        task: Task | None,
-        anatomy: Anatomy | None,
-    ) -> None:
-        self.model, self.behavior, self.task = model, behavior, task or Task()
-        self.part, self.place, self.known = part, as_place(part), anatomy
-        ends = (behavior.corrupted, behavior.clean)
-        self.base, donor = ends if direction == "denoise" else ends[::-1]
-        self.ports = Ports(model, self.task, self.anatomy)
-        with torch.no_grad():
-            if self.place.kind == "residual":
-                self.ports.find_streams(self.base)
-            self.old, self.base_metric = self._see(self.base)
-            self.new, self.donor_metric = self._see(donor)
-
-    def anatomy(self) -> Anatomy:
-        """Return what the model is made of."""
-        if self.known is None:
-            with torch.no_grad():
-                self.known = Anatomy.of(self.model, self.behavior.clean, task=self.task)
-        return self.known
-
-    @property
-    def reason(self) -> str | None:
-        """Why nothing can be said, or None."""
-        return coinciding(float(self.base_metric.mean()), float(self.donor_metric.mean()))
-
-    def _see(self, batch: Any) -> tuple[Tensor, Tensor]:
-        seen: dict[Any, Tensor] = {}
-        with self.ports.opened({}, seen, [self.place.port]):
-            metric = self.behavior.metric(self.task.outputs(self.model, batch))
-        return self.place.taken(seen[self.place.port]).clone(), metric.float()
-
-    def outputs(self, Q: Tensor, *, outside: bool = False) -> Tensor:
-        """Return what the model answers when a subspace carries the other run's value.
-
-        Args:
-            Q: Orthonormal columns ``[d, k]``; gradients flow to them.
-            outside: Exchange all but the subspace.
-
-        Returns:
-            The model's outputs.
-        """
-        change = (self.new - self.old).to(Q)
-        inside = change @ Q @ Q.T
-        moved = change - inside if outside else inside
-
-        def apply(value: Tensor) -> Tensor:
-            old = self.place.taken(value)
-            return self.place.put(value, (old.to(moved) + moved).to(old))
-
-        index = None if self.place.index is None else (self.place.index,)
-        with self.ports.opened({self.place.port: Change(apply, index)}):
-            return self.task.outputs(self.model, self.base)
-
-    def share(self, basis: Tensor, *, outside: bool = False) -> float:
-        """Return the share of the metric's difference that a subspace carries.
-
-        Args:
-            basis: Directions; zero columns span nothing.
-            outside: Exchange all but the subspace.
-
-        Returns:
-            The share, NaN where it is undefined.
-        """
-        if self.reason is not None:
-            return math.nan
-        Q = self.orthonormal(basis, strict=False)
-        metric = self.behavior.metric(self.outputs(Q, outside=outside))
-        return float(shares(metric[None], self.base_metric, self.donor_metric, "mean"))
-
-    def lost(self, R: Tensor, Q: Tensor) -> float:
-        """Return the share of the projection of a subspace onto what is not read."""
-        return self.share(Q - R @ (R.T @ Q))
-
-    def orthonormal(self, basis: Tensor, *, strict: bool = True) -> Tensor:
-        """Return an orthonormal basis of the same subspace, in single precision at least.
-
-        Args:
-            basis: Directions ``[d, k]``.
-            strict: Whether every column must count.
-
-        Returns:
-            Shape ``[d, k]``, or fewer columns where some add nothing.
-
-        Raises:
-            ArgumentError: If it does not fit the part.
-        """
-        width = self.old.shape[-1]
-        wide = basis.detach().to(
-            device=self.old.device, dtype=torch.promote_types(self.old.dtype, torch.float32)
-        )
-        if wide.ndim != 2 or len(wide) != width or not 0 < wide.shape[1] <= width:
-            raise ArgumentError.of(
-                "basis",
-                expected=f"directions [{width}, k] with k from 1 to {width}",
-                got=f"shape {tuple(basis.shape)}",
-                do=f"{self.part} is {width} wide.",
-            )
-        U, s, _ = torch.linalg.svd(wide, full_matrices=False)
-        kept: Tensor = U[:, s > 1e-5 * (s.max() if strict else s.max().clamp(min=1.0))]
-        return kept
-
-    def read_by(self, reader: Reader | Logits | Tensor | None) -> Tensor | None:
-        """Return an orthonormal basis of what a reader reads of the part, or None.
-
-        Args:
-            reader: Who reads; None for whoever reads a head's z.
-
-        Returns:
-            Shape ``[d, k]``; None where nothing is known to read the part.
-
-        Raises:
-            ArgumentError: If the weights do not fit the part.
-        """
-        if reader is None and not isinstance(self.part, Head):
-            return None
-        W = self._weights(reader).to(self.old.device)
-        W = W.to(torch.promote_types(self.old.dtype, torch.float32))
-        if len(W) != self.old.shape[-1]:
-            raise ArgumentError.of(
-                "reader",
-                expected=f"weights [{self.old.shape[-1]}, m]",
-                got=f"shape {tuple(W.shape)}",
-                do=f"{self.part} is {self.old.shape[-1]} wide.",
-            )
-        U, s, _ = torch.linalg.svd(W, full_matrices=False)
-        read: Tensor = U[:, s > SHARED * s.max()]
-        return read
-
-    def _weights(self, reader: Reader | Logits | Tensor | None) -> Tensor:
-        if isinstance(reader, Tensor):
-            return reader.detach()
-        anatomy = self.anatomy().folded()
-        if reader is None:
-            head = self.part
-            return anatomy.W_O[head.layer][head.head]  # type: ignore[union-attr]
-        if isinstance(reader, Reader):
-            weights = {"q": anatomy.W_Q, "k": anatomy.W_K, "v": anatomy.W_V}[reader.role]
-            return weights[reader.node.layer][reader.node.head]
-        if anatomy.W_U is None:
-            raise ArgumentError.of(
-                "reader", expected="a known unembedding", got="none", do="Pass its matrix."
-            )
-        return anatomy.W_U
+    part, examples = exchange.part, len(exchange.behavior)
+    about = {"direction": exchange.direction, "reader": str(reader)[:40], "examples": examples}
+    R = exchange.read_by(reader)
+    if exchange.reason is not None:
+        names = ["whole", "inside", "outside", *([] if R is None else ["row", "null"])]
+        names += ["beyond_random"] if draws else []
+        names += ["held_out"] if held_out is not None else []
+        n = math.nan
+        unknown = dict.fromkeys(names, Estimate(n))
+        lost = (n,) * draws
+        return SubspaceEffect(
+            part, basis.shape[1], n, n, n, random=lost, intervals=unknown, convention=about,
+            reason=exchange.reason,
+        )  # fmt: skip
+    Q = exchange.orthonormal(basis)
+    gains = {
+        "whole": exchange.gain(torch.eye(len(Q)).to(Q)),
+        "inside": exchange.gain(Q),
+        "outside": exchange.gain(Q, outside=True),
+    }
+    if R is not None:
+        gains |= {"row": exchange.gain(R @ R.T @ Q), "null": exchange.gain(Q - R @ (R.T @ Q))}
+    generator = torch.Generator().manual_seed(seed)
+    lucky = [exchange.gain(torch.randn(Q.shape, generator=generator).to(Q)) for _ in range(draws)]
+    random = tuple(exchange.share(g, seed).value for g in lucky)
+    if lucky:
+        most = max(range(draws), key=lambda i: abs(random[i]))
+        gains["beyond_random"] = gains["inside"] - lucky[most]
+    found = {name: exchange.share(gain, seed) for name, gain in gains.items()}
+    if held_out is not None:
+        found["held_out"] = held_out.share(held_out.gain(Q), seed)
+    nothing = Estimate(math.nan)
+    whole, inside, outside, row, null, other = (
+        found.get(name, nothing).value
+        for name in ("whole", "inside", "outside", "row", "null", "held_out")
+    )
+    return SubspaceEffect(
+        part, Q.shape[1], whole, inside, outside, row, null, random, other, found, about
+    )

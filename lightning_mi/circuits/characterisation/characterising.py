@@ -21,8 +21,8 @@ from ...record import Panel, Reading, scalar
 from ...task import Task
 from ..causal import Circuit, Estimate
 from ..causal.bench import Ablation, on_bench
+from ..causal.proportions import accuracy, accuracy_difference, difference
 from .intervals import mean_of
-from .proportions import accuracy, accuracy_difference, difference
 
 __all__ = [
     "Asked",

@@ -17,12 +17,12 @@ from ...behavior import Behavior, BehaviorLike, as_behavior
 from ...errors import ArgumentError
 from ...isolation import frozen, untouched
 from ...measurement import Context
-from ...nodes import MLP, Head, parse
+from ...nodes import MLP, Head
 from ...record import Panel, Reading, scalar
 from ...task import Task
 from ..causal import At, Estimate, Residual, intervene
 from ..causal.edges import coinciding
-from ..causal.places import as_place
+from ..causal.places import as_place, named_part
 from ..causal.ports import Ports
 from ..causal.values import from_run
 from .intervals import share_of
@@ -370,7 +370,7 @@ class FunctionalSubspaces:
                 "behaviors, parts", expected="one or more of each", got="none", do="Name some."
             )
         for text in self.parts:
-            _part(text)
+            named_part(text)
 
     def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
@@ -390,7 +390,7 @@ class FunctionalSubspaces:
                 made[f"{name} at {text}"] = functional_subspace(
                     model,
                     own,
-                    _part(text),
+                    named_part(text),
                     positions=self.positions,
                     energy=self.energy,
                     rank=self.rank,
@@ -400,17 +400,6 @@ class FunctionalSubspaces:
         if len(made) == 1:
             return next(iter(made.values())).reading()
         return _joined(made)
-
-
-def _part(text: str) -> Place:
-    if text.startswith("resid") and text[5:].isdigit():
-        return Residual(int(text[5:]))
-    node = parse(text)
-    if isinstance(node, Head | MLP):
-        return node
-    raise ArgumentError.of(
-        "parts", expected="names such as L1H3, MLP2 or resid4", got=repr(text), do="Choose."
-    )
 
 
 NUMBERS = ("rank", "effective_rank", "whole", "removes", "keeps", "random")

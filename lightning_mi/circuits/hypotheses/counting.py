@@ -20,8 +20,8 @@ from ...measurement import Context
 from ...task import Task
 from ..causal import Estimate
 from ..causal.edges import coinciding
+from ..causal.proportions import accuracy
 from ..characterisation.characterising import asked_of, characterise_as
-from ..characterisation.proportions import accuracy
 from .evidence import Evidence, Line, Verdict
 from .features import feature_line
 from .interchange import Code, Spot, last_linear, untrained_copy

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from ..causal import Estimate
+from .estimates import Estimate
 
 __all__ = ["accuracy", "accuracy_difference", "difference"]
 
