@@ -31,27 +31,39 @@ def with_inputs(reading: Reading, model: nn.Module, context: Context) -> Reading
     """Add the inputs that attributions belong to, and the names of features and classes.
 
     Args:
-        reading: What a measurement returned. Only its panel ``values`` is looked at, and only if
-            its first axis is ``example``; any other reading is returned as it is.
+        reading: What a measurement returned. Only its panel ``values`` is looked at, and, where
+            several inputs were explained, ``values_<key>`` of each; only if their first axis is
+            ``example``. Any other reading is returned as it is.
         model: The model. ``feature_names`` and ``class_names``, attributes of the task, of the
             model or of a network in it, name the features of a table and the classes asked about.
         context: Holds the batch and the task.
 
     Returns:
-        The reading, with ``inputs`` where they fit: images in grey (`grey`), or the numbers of the
-        table. They are recorded, and no chart of their own is drawn.
+        The reading, with ``inputs`` (or ``inputs_<key>``) where they fit: images in grey (`grey`),
+        or the numbers of the table. They are recorded, and no chart of their own is drawn.
     """
     values = reading.get(VALUES)
     if values is None or values.axes[:1] != ("example",) or not context.has_batch:
         return reading
+    shown: dict[str, Panel] = dict(reading)
+    for name, panel in reading.items():
+        if name == VALUES or ("input" in panel.convention and name.startswith(f"{VALUES}_")):
+            shown |= _shown(name, panel, reading, model, context)
+    return shown
+
+
+def _shown(
+    name: str, values: Panel, reading: Reading, model: nn.Module, context: Context
+) -> dict[str, Panel]:
+    """Attributions with names, and what lies beneath them."""
     named = _with_features(values, _names("feature_names", model, context))
     named = _with_classes(named, _names("class_names", model, context))
-    shown = {**reading, VALUES: named}
-    if INPUTS in reading or values.axes[-1] not in ("x", "feature"):
-        return shown
-    inputs = _inputs(context, len(values.values))
+    place = INPUTS + name.removeprefix(VALUES)
+    if place in reading or values.axes[-1] not in ("x", "feature"):
+        return {name: named}
+    inputs = _inputs(context, named)
     beneath = None if inputs is None else _beneath(named, inputs)
-    return shown if beneath is None else {**shown, INPUTS: beneath}
+    return {name: named} if beneath is None else {name: named, place: beneath}
 
 
 def grey(images: Tensor) -> Tensor:
@@ -89,11 +101,14 @@ def _beneath(values: Panel, inputs: Tensor) -> Panel | None:
     return Panel(inputs, values.axes, values.coords, "1", {**shown, "of": "inputs"})
 
 
-def _inputs(context: Context, count: int) -> Tensor | None:
+def _inputs(context: Context, values: Panel) -> Tensor | None:
     """The first inputs, if they are numbers; a task that cannot say is no reason to fail."""
+    count, key = len(values.values), values.convention.get("input")
     try:
-        inputs = context.task.inputs(context.batch)
-    except LightningMIError:
+        inputs = context.task.inputs(context.batch) if key is None else context.batch[key]
+    except (LightningMIError, LookupError, TypeError):
+        return None
+    if not isinstance(inputs, Tensor):
         return None
     fits = inputs.is_floating_point() and inputs.ndim and len(inputs) >= count
     return inputs[:count] if fits else None

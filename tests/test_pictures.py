@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,70 @@ def test_the_mark_of_the_target_stays_at_its_word_where_padding_is_left_out() ->
 
     assert (drawn(2) != drawn(3)).any()
     assert (drawn(0) == drawn(1)).all()
+
+
+class Pair(nn.Module):
+    """Two images and a table, which only together give an answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.age = nn.Linear(40, 4), nn.Linear(40, 4), nn.Linear(3, 4)
+
+    def forward(self, left: Tensor, right: Tensor, age: Tensor) -> Tensor:
+        found: Tensor = self.left(left.flatten(1)) * self.age(age) + self.right(right.flatten(1))
+        return found
+
+
+def pair() -> tuple[nn.Module, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    images = {key: torch.rand(2, 1, 5, 8) for key in ("left", "right")}
+    return Pair(), {**images, "age": torch.rand(2, 3)}
+
+
+def test_each_of_several_inputs_lies_under_its_own_attributions(tmp_path: Path) -> None:
+    model, batch = pair()
+    method = IntegratedGradients(of=["left", "right", "age"], target=1)
+    run = [measure(model, [method], batch=batch, step=step) for step in (0, 5)]
+    panels = by_name(run[0])
+    for key in ("left", "right"):
+        beneath = panels[f"integrated_gradients/inputs_{key}"].values
+        assert torch.equal(beneath, grey(batch[key]))
+    assert torch.equal(panels["integrated_gradients/inputs_age"].values, batch["age"])
+
+    shown = {picture.key: picture for picture in plan(run[0]).pictures}
+    assert list(shown) == ["mi_integrated_gradients/image", "mi_integrated_gradients/bars"]
+    swapped = {**batch, "left": batch["right"], "right": batch["left"]}
+    other = plan(measure(model, [method], batch=swapped)).pictures[0]
+    both = shown["mi_integrated_gradients/image"]
+    scales = Scales()
+    assert scales.of(both) > 0
+    height = draw(both, scales).shape[0] // 2
+    first = draw(both, scales)[:height]
+    alone = draw(dataclasses.replace(both, records=both.records[:1]), scales)
+    assert (first[: len(alone)] == alone[:height]).all()
+    scales.of(other)
+    assert (draw(other, scales)[:100] != first[:100]).any()  # the other image lies there
+    keys = [one.key for one in over_steps([*run[0], *run[1]])]
+    assert keys == [f"mi_integrated_gradients/grid_{key}" for key in ("left", "right", "age")]
+
+    stored = Run.create(tmp_path)
+    for records in run:
+        stored.write_all(records)
+    data = payload(stored)
+    assert list(data["pictures"]) == ["integrated_gradients/left", "integrated_gradients/right"]
+    for key in ("left", "right"):
+        block = data["pictures"][f"integrated_gradients/{key}"]
+        assert block["title"] == f"integrated gradients of {key}"
+        beneath = unpack(block["inputs"]).reshape(2, 5, 8)
+        assert np.abs(beneath - grey(batch[key]).numpy()).max() <= 1
+    assert list(data["tables"]) == ["integrated_gradients/age"]
+    assert data["undrawn"] == []
+
+
+def test_one_of_several_inputs_lies_under_its_attributions() -> None:
+    model, batch = pair()
+    panels = by_name(measure(model, [Saliency(of="right", target=1)], batch=batch))
+    assert torch.equal(panels["saliency/inputs"].values, grey(batch["right"]))
 
 
 # ---------------------------------------------------------------- in the report

@@ -89,7 +89,10 @@ class Attributed:
             if self.of is None:
                 return self.compute(model, batch, task)
             asked = dataclasses.replace(self, target=as_target(self.target, task))
-            return asked.compute(model, batch, explaining(self.of, task))
+            found = asked.compute(model, batch, explaining(self.of, task))
+            if isinstance(self.of, list):
+                return found
+            return dataclasses.replace(found, convention={**found.convention, "input": self.of})
 
         asked = (f.name for f in dataclasses.fields(self) if f.name != "name")
         key = tuple((name, shareable(getattr(self, name))) for name in asked)

@@ -11,7 +11,7 @@ from ..comparison import permutation_floor, spearman
 from ..emergence import HeadOnset
 from ..record import Panel, Record
 from .heads import curve
-from .methods import cap, methods, recipe, signed, target, targets, title, unit
+from .methods import cap, methods, recipe, record_of, signed, target, targets, title, unit
 from .pack import pack, thin
 from .phrases import highest_first, in_state
 from .shelf import Shelf, stack
@@ -44,7 +44,7 @@ def prompt(shelf: Shelf) -> dict[str, Any] | None:
     """
     attended = shelf.last("prompt/attention", ATTENDED)
     # Only looked at: without the names of its tokens an attribution cannot be drawn.
-    explained = [shelf.peek(f"{m}/values", POSITIONS) for m in methods(shelf)]
+    explained = [shelf.peek(record_of(m), POSITIONS) for m in methods(shelf)]
     lists = [_labels(attended, "key_position")] + [_asked(r[-1]) for r in explained if r]
     tokens = next((tokens for tokens in lists if tokens), None)
     if tokens is None:
@@ -145,10 +145,10 @@ def attribution(shelf: Shelf, method: str, tokens: Sequence[str]) -> dict[str, A
         Values with one scale for the whole run, signed ones as they are and others as shares of
         their example; None where there are none for this prompt.
     """
-    records = shelf.peek(f"{method}/values", POSITIONS)
+    records = shelf.peek(record_of(method), POSITIONS)
     if not records or not _same(_first_example(records[-1]) or tokens, tokens):
         return None
-    records = shelf.get(f"{method}/values", POSITIONS)
+    records = shelf.get(record_of(method), POSITIONS)
     count, width = records[-1].panel.values.shape
     count = min(count, EXAMPLES)
     records = records[thin(len(records), count * width)]
@@ -192,7 +192,7 @@ def _texts(panel: Panel, count: int) -> list[dict[str, Any]]:
 
 
 def _gap(shelf: Shelf, method: str, steps: list[int]) -> Any:
-    records = {r.step: r for r in shelf.get(f"{method}/gap", ("example",))}
+    records = {r.step: r for r in shelf.get(f"{method.split('/')[0]}/gap", ("example",))}
     if not records:
         return None
     missing = np.nan

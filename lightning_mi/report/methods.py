@@ -7,24 +7,60 @@ from typing import Any
 import numpy as np
 
 from ..record import Panel, Record
-from ..sinks.names import spelled as title
+from ..sinks.names import spelled
 from .shelf import Numbers, Shelf
 
-__all__ = ["cap", "methods", "recipe", "signed", "target", "targets", "title", "unit"]
+__all__ = ["cap", "methods", "recipe", "record_of", "signed", "target", "targets", "title", "unit"]
 
 FIRST = ("integrated_gradients", "saliency")
 """These two stand first wherever methods are listed."""
 
 
 def methods(shelf: Shelf) -> list[str]:
-    """Return the names of all measurements that recorded attributions of examples."""
+    """Return the names of all measurements that recorded attributions of examples.
+
+    Where several inputs were explained together, each is a method of its own: its name is followed
+    by a slash and the key of the input.
+    """
+    last = [shelf.peek(name)[-1] for name in shelf.names if "/values" in name]
     named = [
-        r.measurement
-        for r in (shelf.peek(name)[-1] for name in shelf.names if name.endswith("/values"))
+        (r.measurement, r.what.removeprefix("values").removeprefix("_"))
+        for r in last
         if r.panel.axes[:1] == ("example",)
         and (r.measurement in FIRST or "method" in r.panel.convention)
+        and (r.what == "values" or "input" in r.panel.convention)
     ]
-    return sorted(named, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    parted = {measurement for measurement, key in named if key}
+    # The scores of all inputs in one row are drawn as those of each input.
+    kept = [(name, key) for name, key in named if key or name not in parted]
+    kept.sort(key=lambda pair: FIRST.index(pair[0]) if pair[0] in FIRST else len(FIRST))
+    return [f"{name}/{key}" if key else name for name, key in kept]
+
+
+def record_of(method: str, what: str = "values") -> str:
+    """Return the name of a record that belongs to a method.
+
+    Args:
+        method: One of `methods`.
+        what: ``"values"``, or ``"inputs"`` for what was explained.
+
+    Example:
+        >>> record_of("saliency"), record_of("saliency/scan", "inputs")
+        ('saliency/values', 'saliency/inputs_scan')
+    """
+    name, _, key = method.partition("/")
+    return f"{name}/{what}_{key}" if key else f"{name}/{what}"
+
+
+def title(method: str) -> str:
+    """Return the name of a method as people write it.
+
+    Example:
+        >>> title("integrated_gradients"), title("saliency/scan")
+        ('integrated gradients', 'saliency of scan')
+    """
+    name, _, key = method.partition("/")
+    return f"{spelled(name)} of {key}" if key else spelled(name)
 
 
 def signed(panel: Panel) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..record import Record
-from .methods import cap, methods, signed, targets, title, unit
+from .methods import cap, methods, record_of, signed, targets, title, unit
 from .pack import pack, thin
 from .shelf import Numbers, Shelf, stack
 
@@ -31,7 +31,7 @@ def pictures(shelf: Shelf) -> dict[str, dict[str, Any]]:
 
 
 def _picture(shelf: Shelf, method: str) -> dict[str, Any] | None:
-    records = next((r for axes in AXES if (r := shelf.get(f"{method}/values", axes))), [])
+    records = next((r for axes in AXES if (r := shelf.get(record_of(method), axes))), [])
     if not records or 0 in records[-1].panel.values.shape:
         return None
     panel = records[-1].panel
@@ -64,7 +64,7 @@ def _summed(record: Record, count: int) -> Numbers:
 
 def _beneath(shelf: Shelf, method: str, shape: tuple[int, ...]) -> Any:
     """The images in grey, 0 to 255, or None where they were not recorded."""
-    last = shelf.last(f"{method}/inputs", ("example", "y", "x"))
+    last = shelf.last(record_of(method, "inputs"), ("example", "y", "x"))
     if last is None:
         return None
     grey = np.asarray(last.panel.values, float)[: shape[0]]

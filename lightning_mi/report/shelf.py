@@ -80,8 +80,12 @@ class Shelf:
             name
             for name in self.names
             if name.split("/")[0] not in drawn
-            or (name.endswith("/values") and name not in self._drawn)
+            or (name.endswith("/values") and not self._has_drawn(name))
         ]
+
+    def _has_drawn(self, name: str) -> bool:
+        """Whether a chart took a record, or what it says of each of several inputs."""
+        return any(other == name or other.startswith(f"{name}_") for other in self._drawn)
 
     @property
     def times(self) -> tuple[list[int], list[int | None]]:

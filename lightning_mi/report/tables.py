@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .methods import cap, methods, signed, target, title, unit
+from .methods import cap, methods, record_of, signed, target, title, unit
 from .pack import pack, thin
 from .shelf import Shelf, stack
 
@@ -22,7 +22,7 @@ def tables(shelf: Shelf) -> dict[str, dict[str, Any]]:
 
 
 def _table(shelf: Shelf, method: str) -> dict[str, Any] | None:
-    records = shelf.get(f"{method}/values", AXES)
+    records = shelf.get(record_of(method), AXES)
     if not records or not records[-1].panel.values.numel():
         return None
     panel = records[-1].panel

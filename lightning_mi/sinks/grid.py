@@ -29,20 +29,35 @@ def over_steps(records: Sequence[Record]) -> tuple[Shown, ...]:
 
     Returns:
         One picture for each attribution measured at two or more steps, under
-        ``mi_<measurement>/grid``.
+        ``mi_<measurement>/grid``, of several inputs ``grid_<key>``.
     """
     names = {record.name for record in records}
     found: dict[str, dict[int, Record]] = {}
     for record in records:
-        if record.what == "values" and display(record, names).get("picture") in STEPS:
+        if record.what.startswith("values") and display(record, names).get("picture") in STEPS:
             # Of the same step measured twice, in training and from a checkpoint, take the first.
             found.setdefault(record.name, {}).setdefault(record.step, record)
     series = [_alike([steps[at] for at in sorted(steps)]) for steps in found.values()]
     return tuple(
-        Shown(f"mi_{own[0].measurement}/{PICTURES['grid']}", "grid", own, _beside(own, records))
-        for own in series
-        if len(own) > 1
+        Shown(_key(own[0]), "grid", own, _beside(own, records)) for own in series if len(own) > 1
     )
+
+
+def inputs_of(record: Record) -> str:
+    """Return the name of the record that holds the inputs which attributions belong to.
+
+    Args:
+        record: Attributions: ``values``, or ``values_<key>`` of one of several inputs.
+
+    Returns:
+        A full name.
+
+    Example:
+        >>> from lightning_mi import Panel
+        >>> inputs_of(Record("saliency/values_left", Panel([[1.0]], ("y", "x"))))
+        'saliency/inputs_left'
+    """
+    return f"{record.measurement}/inputs{_part(record)}"
 
 
 def kind_of(record: Record) -> str:
@@ -95,6 +110,15 @@ def draw_grid(records: Sequence[Record], scale: float, inputs: Record | None = N
     return below([_draw_text(few, names, scale, example) for example in texts], 16)
 
 
+def _key(record: Record) -> str:
+    return f"mi_{record.measurement}/{PICTURES['grid']}{_part(record)}"
+
+
+def _part(record: Record) -> str:
+    """What the name of a record says after ``values``: which of several inputs it is about."""
+    return record.what.removeprefix("values") if record.what.startswith("values_") else ""
+
+
 def _draw_text(records: Sequence[Record], names: list[str], scale: float, example: int) -> Pixels:
     last = records[-1]
     asked_for = last.panel.convention.get("target_text")
@@ -126,5 +150,5 @@ def _alike(records: Sequence[Record]) -> tuple[Record, ...]:
 
 
 def _beside(own: Sequence[Record], records: Sequence[Record]) -> tuple[Record, ...]:
-    name = f"{own[-1].measurement}/inputs"
+    name = inputs_of(own[-1])
     return tuple(r for r in records if r.name == name and r.step == own[-1].step)[:1]

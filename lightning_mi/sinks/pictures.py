@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from ..record import Record
 from .bars import draw_bars, mean_over_examples
-from .canvas import Pixels
-from .grid import chosen, draw_grid, kind_of
+from .canvas import Pixels, below
+from .grid import chosen, draw_grid, inputs_of, kind_of
 from .head_map import draw_head_maps, top_head
 from .keys import Shown
 from .overlay import draw_overlays, largest_pixel
@@ -56,9 +56,16 @@ def draw(shown: Shown, scales: Scales) -> Pixels:
     if shown.kind == "map":
         return draw_head_maps(shown.records, shown.beside)
     scale = scales.of(shown)
-    if shown.kind in ("image", "grid"):
-        paint = draw_overlays if shown.kind == "image" else draw_grid
-        return paint(shown.records, scale, _inputs(shown))
+    if shown.kind == "grid":
+        return draw_grid(shown.records, scale, _found(inputs_of(shown.records[0]), shown))
+    if shown.kind == "image":
+        # Of several images that a model takes, each lies under its own attributions.
+        groups: dict[str, list[Record]] = {}
+        for record in shown.records:
+            groups.setdefault(inputs_of(record), []).append(record)
+        return below(
+            [draw_overlays(own, scale, _found(name, shown)) for name, own in groups.items()], 16
+        )
     painters: dict[str, Callable[[Sequence[Record], float], Pixels]] = {
         "strip": draw_strips,
         "bars": draw_bars,
@@ -100,7 +107,5 @@ def _largest_of(rows: Sequence[Sequence[float]], floor: float) -> float:
     return max(floor, max((size for size in sizes if size < math.inf), default=0.0))
 
 
-def _inputs(shown: Shown) -> Record | None:
-    """Find the images that were explained: a panel ``inputs`` of the same measurement."""
-    wanted = f"{shown.records[0].measurement}/inputs"
-    return next((record for record in shown.beside if record.name == wanted), None)
+def _found(name: str, shown: Shown) -> Record | None:
+    return next((record for record in shown.beside if record.name == name), None)

@@ -117,8 +117,12 @@ def title(record: Record) -> str:
         record: The record.
 
     Returns:
-        The panel's name, or the measurement's where the panel is just its values.
+        The panel's name, or the measurement's where the panel is just its values, with the input
+        that they are of where there are several.
     """
+    of = record.panel.convention.get("input")
+    if of is not None and record.what in ("values", f"values_{of}"):
+        return f"{spelled(record.measurement)}, {of}"
     return spelled(record.measurement if record.what == "values" else record.what)
 
 
