@@ -5,14 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import hand_built as built
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lightning_mi import Behavior, LogitDifference
+from lightning_mi import MLP, Behavior, LogitDifference, measure
 from lightning_mi.anatomy import Anatomy
-from lightning_mi.circuits import activation_patching
+from lightning_mi.circuits import (
+    ActivationPatching,
+    AttributionPatching,
+    activation_patching,
+    subspace_patching,
+)
+from lightning_mi.errors import LightningMIError
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -168,3 +175,20 @@ def by_hook(model: nn.Module, pair: Behavior, module: nn.Module, where: slice) -
         patched = pair.metric(model(pair.clean).logits).mean()
         handle.remove()
     return float((patched - base) / (donor - base))
+
+
+@pytest.mark.parametrize("what", ["mlp", "residual"])
+@pytest.mark.parametrize("kind", [ActivationPatching, AttributionPatching])
+def test_a_part_that_the_model_lacks_is_refused_by_name(kind: Any, what: Any) -> None:
+    """Two layers of attention alone, which no module holds together with the stream."""
+    model, pair = built.induction(), built.repeats()
+    name = {"mlp": "what: expected a kind of part", "residual": "residual stream of layer 0"}[what]
+    with pytest.raises(LightningMIError, match=name):
+        measure(model, kind(pair, what=what))
+
+
+def test_an_mlp_that_there_is_not_is_named() -> None:
+    with pytest.raises(LightningMIError, match="MLP: expected a model with MLPs"):
+        subspace_patching(built.induction(), built.repeats(), MLP(0), torch.eye(44)[:, :1])
+    with pytest.raises(LightningMIError, match=r"out of \[0\], got layer 3"):
+        subspace_patching(built.gate("and"), built.bits(), MLP(3), torch.eye(9)[:, :1])

@@ -147,7 +147,15 @@ class Patcher:
 
     def _wanted(self) -> list[Port]:
         if self.what == "mlp":
-            return [("mlp", layer) for layer in self.anatomy().mlp_layers]
+            layers = self.anatomy().mlp_layers
+            if not layers:
+                raise ArgumentError.of(
+                    "what",
+                    expected="a kind of part that the model has",
+                    got="'mlp', and no layer with an MLP",
+                    do="Patch its heads ('z', 'q', 'k', 'v', 'pattern').",
+                )
+            return [("mlp", layer) for layer in layers]
         if self.what == "residual":
             return [("residual", layer) for layer in range(self.anatomy().n_layers)]
         return []

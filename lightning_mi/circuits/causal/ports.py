@@ -135,10 +135,11 @@ class Ports:
         found = [w for w in self.anatomy().writers if w.kind == "mlp" and w.module]
         own = [w for w in found if w.layer == layer]
         if not own:
+            layers = sorted({w.layer for w in found})
             raise ArgumentError.of(
                 "MLP",
-                expected=f"a layer with one, out of {sorted({w.layer for w in found})}",
-                got=layer,
+                expected=f"a layer with one, out of {layers}" if layers else "a model with MLPs",
+                got=f"layer {layer}" if layers else f"MLP{layer}, and no layer that has one",
                 do="Layers count from 0.",
             )
         calls = [w for w in found if w.module == own[0].module]
