@@ -16,11 +16,14 @@ import lightning_mi as mi
 from lightning_mi.circuits.causal import (
     Edge,
     EdgeAttribution,
+    along,
     edge_attribution,
     node_attribution,
 )
+from lightning_mi.circuits.causal.blocks import Part, blocks_of, differentiated
 from lightning_mi.circuits.causal.edges import wired
-from lightning_mi.circuits.causal.gradients import input_gradients
+from lightning_mi.circuits.causal.gradients import at_inputs, wanted_for_inputs
+from lightning_mi.circuits.causal.streams import Wiring
 
 V = 31
 SMALL: dict[str, Any] = {
@@ -94,19 +97,52 @@ def test_inputs_of_heads_get_the_gradient_that_a_backward_pass_for_each_gives(na
     model, behavior = model_of(name), prompts()
     with mi.untouched(model) as plain:
         wiring = wired(plain, behavior, None, None)
-        fast: list[Tensor] = []
-        slow: list[Tensor] = []
-        for exact, into in ((False, fast), (True, slow)):
-            both = torch.cat([behavior.clean, behavior.corrupted])  # Two steps of a path.
-            seen = wiring.see(both, branch=True)
-            wiring.learn(seen)
-            assert all(own is not None for own in wiring.heads)
-            total = sum(behavior.metric(block).sum() for block in seen.outputs.split(3))
-            into += [
-                g for _, g in input_gradients(wiring, seen, total, steps=2, size=3, exact=exact)
-            ]
+        both = torch.cat([behavior.clean, behavior.corrupted])  # Two steps of a path.
+        wiring.learn(wiring.see(both))
+        assert all(own is not None for own in wiring.heads)
+        fast = gradients(wiring, both, behavior, exact=False)
+        slow = gradients(wiring, both, behavior, exact=True)
     for a, b in zip(fast, slow, strict=True):
         assert close(a, b), name
+
+
+def gradients(wiring: Wiring, rows: Tensor, behavior: mi.Behavior, *, exact: bool) -> list[Tensor]:
+    """Return gradients at all inputs from one graph."""
+    found: list[Tensor] = []
+
+    def take(part: Part, at: list[Tensor | None]) -> None:
+        found.extend(g for _, g in at_inputs(wiring, part, at, steps=2, size=3, exact=exact))
+
+    differentiated(
+        wiring,
+        rows,
+        (behavior, 2),
+        lambda outputs: torch.stack([behavior.metric(o).sum() for o in outputs.split(3)]).sum(),
+        lambda part: wanted_for_inputs(wiring, part),
+        take,
+        blocks={},
+        keep=exact,
+    )
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("variant", ["inputs", "activations"])
+def test_block_by_block_the_same_is_found_as_from_one_graph(
+    name: str, variant: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, behavior = model_of(name), prompts()
+    found = edge_attribution(model, behavior, steps=2, variant=variant)
+    taken: list[dict[int, str]] = []
+
+    def whole(wiring: Wiring, once: Callable[[dict[int, str]], Tensor]) -> Tensor:
+        taken.append(blocks_of(wiring))
+        return once({})
+
+    monkeypatch.setattr(along, "separately", whole)
+    other = edge_attribution(model, behavior, steps=2, variant=variant)
+    assert [len(blocks) for blocks in taken] == [2] * len(taken)
+    assert close(found.values.nan_to_num(), other.values.nan_to_num())
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gptj"])
@@ -275,3 +311,34 @@ def test_nodes_get_the_sum_of_the_edges_that_leave_them(name: str, direction: An
     assert "no difference" in nothing.convention["reason"]
     with pytest.raises(mi.errors.ArgumentError, match="steps"):
         node_attribution(model, behavior, steps=0)
+
+
+class Kept:
+    """Bytes of a tensor that a graph keeps, counted while it is alive."""
+
+    now, most = 0, 0
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.size = tensor, tensor.nbytes
+        Kept.now += self.size
+        Kept.most = max(Kept.most, Kept.now)
+
+    def __del__(self) -> None:
+        Kept.now -= self.size
+
+
+def most_kept(model: nn.Module, steps: int) -> int:
+    """Return the most bytes that graphs keep at once."""
+    Kept.now = Kept.most = 0
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        edge_attribution(model, prompts(), steps=steps)
+    return Kept.most
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_what_graphs_keep_does_not_grow_with_depth(steps: int) -> None:
+    flat, deep = (
+        most_kept(hf.GPT2LMHeadModel(hf.GPT2Config(**{**GPT2, "n_layer": n})).eval(), steps)
+        for n in (2, 6)
+    )
+    assert 0 < deep <= 1.01 * flat

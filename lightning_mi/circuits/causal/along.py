@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from ...behavior import Behavior
 from ...errors import ArgumentError
-from .gradients import input_gradients
-from .streams import Inside, Seen, Wiring, repeated
+from .blocks import Part, differentiated, separately
+from .gradients import at_inputs, inputs_of_heads_known, wanted_for_inputs
+from .streams import Inside, Rewrite, Seen, Wiring, repeated
 
-__all__ = ["add_edges", "add_own_edges", "along", "path_of", "require_gradient", "total_of"]
+__all__ = ["add_edges", "add_own_edges", "path_of", "require_gradient", "total_of"]
 
 ROWS = 96
 """Most examples in one pass of the *activations* variant: what its memory follows from."""
@@ -23,10 +25,12 @@ ROWS = 96
 def add_edges(
     values: Tensor,
     wiring: Wiring,
-    seen: Seen,
     behavior: Behavior,
+    batch: Any,
     delta: Tensor,
     copies: int,
+    path: Mapping[int, Tensor],
+    inside: Inside = nullcontext,
     start: int = 0,
 ) -> None:
     """Add delta · mean gradient to the edges into each input, one product for each reader.
@@ -34,22 +38,63 @@ def add_edges(
     Args:
         values: What is added to ``[writer, reader]``.
         wiring: The model.
-        seen: A pass with ``branch`` over rows ``[step, example]``.
         behavior: What is explained.
+        batch: The prompts of the run that the path starts at.
         delta: What each node writes in one run less what it writes in the other one.
-        copies: Number of steps.
+        copies: Number of points of the path, all run as one batch ``[step, example]``.
+        path: What embeddings write there; empty where gradients are those of the run itself.
+        inside: Makes a context that the pass is run in.
         start: First position at which ``delta`` is not zero.
     """
-    total = total_of(seen.outputs, behavior, copies)
     size, graph = len(behavior), wiring.graph
     scale = 1.0 / (size * copies)
     late = delta[:, :, start:]
-    for inputs, g in input_gradients(wiring, seen, total, steps=copies, size=size, start=start):
+
+    def rewrite(writer: int, layer: int, value: Tensor) -> Tensor:
+        return value if layer >= 0 else path.get(writer, value)
+
+    def add(made: Tensor, inputs: list[int], g: Tensor) -> None:
         stop = graph.after[inputs[0]]
-        if not stop:
-            continue
-        made = late[:stop].flatten(1) @ g.flatten(1).T
-        values[:stop, inputs] += scale * made.to(values)
+        if stop:
+            product = late[:stop].flatten(1) @ g.flatten(1).T
+            made[:stop, inputs] += scale * product.to(made)
+
+    _each_input(values, wiring, behavior, batch, copies, copies, rewrite, add, inside, start)
+
+
+def _each_input(
+    values: Tensor,
+    wiring: Wiring,
+    behavior: Behavior,
+    batch: Any,
+    copies: int,
+    steps: int,
+    rewrite: Rewrite,
+    add: Callable[[Tensor, list[int], Tensor], None],
+    inside: Inside = nullcontext,
+    start: int = 0,
+) -> None:
+    """Add to values what follows from the gradient at each input in a pass over copies."""
+    size = len(behavior)
+    rows = repeated(batch, size, copies)
+    keep = not inputs_of_heads_known(wiring)
+
+    def once(blocks: dict[int, str]) -> Tensor:
+        made = torch.zeros_like(values)
+
+        def take(part: Part, found: list[Tensor | None]) -> None:
+            pulled = at_inputs(wiring, part, found, steps=steps, size=size, start=start)
+            for inputs, g in pulled:
+                add(made, inputs, g)
+
+        differentiated(
+            wiring, rows, (behavior, copies), partial(total_of, behavior=behavior, copies=copies),
+            partial(wanted_for_inputs, wiring), take,
+            blocks=blocks, rewrite=rewrite, inside=inside, keep=keep,
+        )  # fmt: skip
+        return made
+
+    values += separately(wiring, once)
 
 
 def total_of(outputs: Tensor, behavior: Behavior, copies: int) -> Tensor:
@@ -133,36 +178,6 @@ def path_of(
     return found
 
 
-def along(
-    wiring: Wiring,
-    behavior: Behavior,
-    batch: Any,
-    path: Mapping[int, Tensor],
-    steps: int,
-    inside: Inside = nullcontext,
-) -> Seen:
-    """Run all points of a path as one batch.
-
-    Args:
-        wiring: The model.
-        behavior: What is explained.
-        batch: The prompts of the run that the path starts at.
-        path: What embeddings write, over rows ``[step, example]``.
-        steps: Number of points.
-        inside: Makes a context that the pass is run in.
-
-    Returns:
-        The pass, over rows ``[step, example]``.
-    """
-
-    def rewrite(writer: int, layer: int, value: Tensor) -> Tensor:
-        return value if layer >= 0 else path.get(writer, value)
-
-    rows = repeated(batch, len(behavior), steps)
-    reading = (behavior, steps)
-    return wiring.see(rows, branch=True, rewrite=rewrite, reading=reading, inside=inside)
-
-
 def add_own_edges(
     values: Tensor,
     wiring: Wiring,
@@ -191,17 +206,17 @@ def add_own_edges(
     for first in range(0, len(graph.writers), per_pass):
         nodes = list(range(first, min(first + per_pass, len(graph.writers))))
         copies = len(nodes) * steps
-        rewrite = _mover(wiring, nodes, base, other, alphas)
-        rows = repeated(batch, size, copies)
-        seen = wiring.see(rows, branch=True, rewrite=rewrite, reading=(behavior, copies))
-        total = total_of(seen.outputs, behavior, copies)
-        for inputs, g in input_gradients(wiring, seen, total, steps=steps, size=size):
+        move = _mover(wiring, nodes, base, other, alphas)
+
+        def add(made: Tensor, inputs: list[int], g: Tensor, nodes: list[int] = nodes) -> None:
             stop = graph.after[inputs[0]]
             mean = torch.unflatten(g, 1, (len(nodes), size)) / steps
             for place, node in enumerate(nodes):
                 if node < stop:
-                    made = mean[:, place].flatten(1) @ delta[node].flatten() / size
-                    values[node, inputs] += made.to(values)
+                    product = mean[:, place].flatten(1) @ delta[node].flatten() / size
+                    made[node, inputs] += product.to(made)
+
+        _each_input(values, wiring, behavior, batch, copies, steps, move, add)
 
 
 def _mover(wiring: Wiring, nodes: list[int], base: Seen, other: Seen, alphas: Tensor) -> Any:

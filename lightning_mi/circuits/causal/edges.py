@@ -19,7 +19,7 @@ from ...measurement import Context
 from ...record import Reading, scalar
 from ...target import Rank
 from ...task import Task
-from .along import add_edges, add_own_edges, along, path_of
+from .along import add_edges, add_own_edges, path_of
 from .graph import Graph
 from .scores import COINCIDE, Direction, EdgeScores, blank, coinciding
 from .streams import Wiring
@@ -108,27 +108,26 @@ def edge_attribution(
         wiring = wired(plain, own, task, anatomy)
         ends = (own.clean, own.corrupted)
         here, there = ends if direction == "noise" else ends[::-1]
-        single = steps == 0
-        with torch.set_grad_enabled(single):
-            base = wiring.see(here, branch=single, reading=(own, 1))
         with torch.no_grad():
+            base = wiring.see(here, reading=(own, 1))
             wiring.learn(base)
+            base.sites.clear()  # Queries, keys and values of all layers: no more needed.
             other, delta, trim = compared(wiring, own, base, (here, there))
             first, second = (float(own.metric(s.outputs).mean()) for s in (base, other))
         clean, corrupted = (first, second) if direction == "noise" else (second, first)
-        method = "EAP" if single else f"EAP-IG {variant}"
+        method = f"EAP-IG {variant}" if steps else "EAP"
         found = blank(wiring.graph, clean, corrupted, direction, method, steps, len(own))
         if found.reason is not None:
             return found
-        if single:
-            add_edges(found.values, wiring, base, own, delta, 1, trim.start)
-        elif variant == "inputs":
-            path = path_of(wiring, own, base.returned, other.returned, steps)
-            inside = partial(trimmed, wiring, trim, steps)
-            seen = along(wiring, own, here, path, steps, inside)
-            add_edges(found.values, wiring, seen, own, delta, steps, trim.start)
-        else:
+        if steps and variant == "activations":
             add_own_edges(found.values, wiring, own, here, base, other, delta, steps)
+        else:
+            path = path_of(wiring, own, base.returned, other.returned, steps) if steps else {}
+            del base, other  # One stream for each part that reads or writes.
+            inside = partial(trimmed, wiring, trim, max(steps, 1))
+            add_edges(
+                found.values, wiring, own, here, delta, max(steps, 1), path, inside, trim.start
+            )
     found.values.masked_fill_(~found.graph.lawful.to(found.values.device), math.nan)
     return dataclasses.replace(found, values=found.values.cpu(), found_on=own)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,86 +10,105 @@ from torch import Tensor
 from ...attention import Site
 from ...attention.site import widened
 from ...errors import ModelError
+from .blocks import Part
 from .heads import ROLES, Role, added, attend
-from .streams import Seen, Wiring
+from .streams import Wiring
 
-__all__ = ["input_gradients"]
+__all__ = ["at_inputs", "inputs_of_heads_known", "wanted_for_inputs"]
 
 
-def input_gradients(
+def inputs_of_heads_known(wiring: Wiring, *, exact: bool = False) -> bool:
+    """Return whether gradients at inputs follow from others without a graph.
+
+    Args:
+        wiring: The model.
+        exact: See `at_inputs`.
+
+    Returns:
+        False where heads need a backward pass each.
+    """
+    return not exact and all(own is not None for own in wiring.heads)
+
+
+def wanted_for_inputs(wiring: Wiring, part: Part) -> list[Tensor]:
+    """Return the tensors whose gradients `at_inputs` needs.
+
+    Args:
+        wiring: The model.
+        part: A stretch of a pass.
+
+    Returns:
+        What each reader was handed; then z, queries, keys and values of each attention.
+    """
+    wanted = [*part.entering.values()]
+    for layer, site in part.sites.items():
+        wanted += [part.returned[wiring.writer_of[layer]], site.q, site.k, site.v]
+    return wanted
+
+
+def at_inputs(
     wiring: Wiring,
-    seen: Seen,
-    total: Tensor,
+    part: Part,
+    found: Sequence[Tensor | None],
     *,
     steps: int = 1,
     size: int = 1,
     start: int = 0,
     exact: bool = False,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield the gradient of a number at each input, reader by reader.
+    """Yield the gradient of a number at each input of a part, reader by reader.
 
-    One backward pass gives it at the queries, keys and values of all heads at once; from there it
+    A backward pass gives it at the queries, keys and values of all heads at once; from there it
     is pulled back to each head's own input by what `HeadInputs` knows of the way.
 
     Args:
         wiring: The model.
-        seen: A pass with ``branch``.
-        total: What is differentiated.
+        part: A stretch of a pass.
+        found: Gradients at the tensors of `wanted_for_inputs`.
         steps: Rows of the pass are ``[…, step, example]``: how many steps are added up.
         size: Number of examples.
         start: First position that is wanted.
-        exact: Pull back by a backward pass for each head instead: slow, needs no knowledge of the
-            way, and is what layers get whose heads are not understood.
+        exact: Pull back by a backward pass for each head instead: slow, needs the part's graph and
+            no knowledge of the way, and is what layers get whose heads are not understood.
 
     Yields:
         Indices of inputs and ``[input, row / steps, position - start, d_model]``.
     """
-    anatomy, heads = wiring.anatomy, wiring.heads
-    wanted = [*seen.entering]
-    for at, site in enumerate(seen.sites):
-        z = seen.returned[wiring.writer_of[at]]
-        wanted += [site.z if z is None else z, site.q, site.k, site.v]
-    slow = exact or any(own is None for own in heads)
-    found = list(_gradients(total, wanted, keep=slow))
-    count = len(seen.entering)
+    anatomy, heads, entering = wiring.anatomy, wiring.heads, part.entering
+    count = len(entering)
+    direct = dict(zip(entering, found[:count], strict=True))
+    firsts = {layer: count + 4 * place for place, layer in enumerate(part.sites)}
     shared: dict[int, Tensor] = {}  # What heads took of a tensor that an MLP reads, too.
-    heads_first = sorted(range(count), key=lambda i: anatomy.readers[i].kind != "attention")
+    heads_first = sorted(entering, key=lambda i: (anatomy.readers[i].kind != "attention", i))
     for index in heads_first:
         reader = anatomy.readers[index]
-        x, own = seen.entering[index], wiring.inputs_of(index)
+        x, own = entering[index], wiring.inputs_of(index)
         if reader.kind != "attention":
-            g = found[index]
+            g = direct[index]
             g = torch.zeros_like(x) if g is None else g
             whole = added(widened(g)[:, start:], 0, steps, size)
             yield own, (whole - shared[id(x)] if id(x) in shared else whole)[None]
             continue
-        first = count + 4 * reader.layer
-        given = _of_roles(seen.sites[reader.layer], found[first : first + 4])
+        site, first = part.sites[reader.layer], firsts[reader.layer]
+        given = _of_roles(site, found[first : first + 4])
         if given is None:
             length = x.shape[1] - start
             yield own, widened(x).new_zeros(len(own), len(x) // steps, length, x.shape[2])
             continue
         known = heads[reader.layer]
         if exact or known is None:
-            slow_parts = (_by_head(seen.sites[reader.layer], r, given[r], x) for r in ROLES)
+            slow_parts = (_by_head(site, r, given[r], x) for r in ROLES)
             parts = [added(g[:, :, start:], 1, steps, size) for g in slow_parts]
         else:
             near, late = x.detach()[:, start:], known.since(start)
             parts = [late.pullback(r, given[r][:, :, start:], near, steps, size) for r in ROLES]
         made = torch.cat(parts)
-        if sum(x is y for y in seen.entering) > 1:
+        if sum(x is y for y in entering.values()) > 1:
             shared[id(x)] = made.sum(0)
         yield own, made
 
 
-def _gradients(total: Tensor, wanted: list[Tensor], keep: bool) -> list[Tensor | None]:
-    """Return gradients, None where there is no way from a tensor to the number."""
-    usable = [t for t in wanted if t.requires_grad]
-    made = iter(torch.autograd.grad(total, usable, retain_graph=keep, allow_unused=True))
-    return [next(made) if t.requires_grad else None for t in wanted]
-
-
-def _of_roles(site: Site, found: list[Tensor | None]) -> dict[Role, Tensor] | None:
+def _of_roles(site: Site, found: Sequence[Tensor | None]) -> dict[Role, Tensor] | None:
     """Return gradients at queries, keys and values, by hand where the model hid them."""
     z, *parts = found
     if z is None:

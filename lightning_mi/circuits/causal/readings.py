@@ -14,7 +14,7 @@ from ...behaviors.metrics import AnyOf
 from ...target import Logit, positions
 from ...task import Task
 
-__all__ = ["Asker"]
+__all__ = ["Asker", "asks_alone"]
 
 
 class Asker:
@@ -80,6 +80,8 @@ class Asker:
         if not lengths:
             return outputs
         if outputs.ndim == 3 and outputs.shape[1] == 1:
+            if asks_alone(self.behavior.question):
+                return outputs[:, 0]
             # All positions show the logits of the one that is read.
             return outputs.expand(-1, lengths[0], -1)
         self._head = None
@@ -90,6 +92,24 @@ class Asker:
         asked = Logit() if self._question is None else self._question
         found = positions(hidden[:size], self.behavior.clean, asked)
         return found.repeat(len(hidden) // size).to(hidden.device)
+
+
+def asks_alone(question: object) -> bool:
+    """Return whether a target can be asked of the logits that it reads, without a position.
+
+    Going back through all positions would cost as many gradients as wide as the vocabulary.
+
+    Args:
+        question: The target.
+
+    Returns:
+        False where the answer lies in labels by position, and for kinds of the user's own.
+    """
+    if isinstance(question, AnyOf):
+        return True
+    if not isinstance(question, Logit) or type(question).__module__ != Logit.__module__:
+        return False
+    return question.token is not None
 
 
 def _position_of(behavior: Behavior) -> Logit | None:

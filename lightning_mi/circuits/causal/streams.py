@@ -22,6 +22,7 @@ from ...target import Logit, positions
 from ...task import Task
 from .graph import Graph
 from .heads import HeadInputs, attend, head_inputs, require_same
+from .readings import asks_alone
 
 __all__ = ["Seen", "Wiring", "repeated"]
 
@@ -338,6 +339,8 @@ class Wiring:
         edit: Callable[[Site], Tensor],
         reading: tuple[Behavior, int] | None,
         inside: Inside = nullcontext,
+        *,
+        alone: bool = False,
     ) -> Iterator[Callable[[Any], Tensor]]:
         """Let others say what is read and written while the model, or a part of it, runs.
 
@@ -347,6 +350,8 @@ class Wiring:
             edit: Returns what the heads of an attention write instead.
             reading: See `play`.
             inside: See `play`.
+            alone: Logits that are read at one position come without the others, where the metric
+                can be asked of ``[example, token]``.
 
         Yields:
             A function that runs the model on a batch and returns its outputs.
@@ -359,14 +364,14 @@ class Wiring:
         with (
             tap(self.model, change, check="none") as seen,
             self._hooks(enter, leave),
-            self._narrowed(reading) as widen,
+            self._narrowed(reading, alone) as widen,
             inside(),
         ):
             yield lambda batch: widen(self.task.outputs(self.model, batch))
 
     @contextmanager
     def _narrowed(
-        self, reading: tuple[Behavior, int] | None
+        self, reading: tuple[Behavior, int] | None, alone: bool
     ) -> Iterator[Callable[[Tensor], Tensor]]:
         """Unembed only the position that the metric reads: logits of all others would be waste."""
         head = self.head()
@@ -394,6 +399,8 @@ class Wiring:
         def widen(outputs: Tensor) -> Tensor:
             if not length or outputs.ndim != 3 or outputs.shape[1] != 1:
                 return outputs
+            if alone and asks_alone(asked):
+                return outputs[:, 0]
             # All positions show the logits of the one that is read.
             return outputs.expand(-1, length, -1)
 
