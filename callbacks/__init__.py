@@ -12,6 +12,7 @@ from .influence import InfluenceMonitor
 from .integrated_gradients import IntegratedGradientsMonitor
 from .monitor import MeasurementMonitor
 from .saliency import SaliencyMonitor
+from .wandb_extras import WandbExtras
 
 __all__ = [
     # any measurement, on a schedule
@@ -25,6 +26,8 @@ __all__ = [
     "InfluenceMonitor",
     # what a later sweep needs
     "ScheduledCheckpoint",
+    # more for Weights & Biases than charts
+    "WandbExtras",
     # an experiment: this one changes training
     "ClampHeads",
 ]

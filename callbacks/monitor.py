@@ -116,6 +116,15 @@ class MeasurementMonitor(Callback):
         self._restored: Mapping[str, Any] = {}
         self._trainer: Trainer | None = None
         self._model: LightningModule | None = None
+        self._listeners: list[Callable[[Sequence[Record]], None]] = []
+
+    def listen(self, hear: Callable[[Sequence[Record]], None]) -> None:
+        """Call a function with the records of each firing, until this fit ends.
+
+        Args:
+            hear: Called in the process that writes, after run folder and loggers have the records.
+        """
+        self._listeners.append(hear)
 
     @property
     def run_path(self) -> Path | None:
@@ -147,7 +156,8 @@ class MeasurementMonitor(Callback):
             LightningMIError: If the strategy shards the model.
             ArgumentError: If the schedule never fires, or two measurements have one name.
         """
-        monitors = _monitors(trainer)
+        monitors = monitors_of(trainer)
+        self._listeners.clear()  # an earlier fit may have ended in an error, without teardown
         refuse_sharded(
             trainer,
             "Train with ddp, or measure the checkpoints with lightning_mi.sweep afterwards.",
@@ -255,6 +265,7 @@ class MeasurementMonitor(Callback):
             stage: ``"fit"``, ``"validate"``, …
         """
         self._trainer = self._model = None
+        self._listeners.clear()
         if self._session is not None:
             self._session.forget()
 
@@ -446,6 +457,8 @@ class MeasurementMonitor(Callback):
         if records:
             so_far = time.perf_counter() - began
             session.emit([*records, session.overhead(records, so_far)])
+            for hear in self._listeners:
+                hear(records)
             if self.report:
                 session.refresh_report()
         self._cost = time.perf_counter() - began
@@ -511,9 +524,17 @@ class MeasurementMonitor(Callback):
         self.skipped = int(state_dict.get("skipped") or 0)
 
 
-def _monitors(trainer: Trainer) -> list[MeasurementMonitor]:
+def monitors_of(trainer: Trainer) -> list[MeasurementMonitor]:
+    """Return the monitors among a Trainer's callbacks.
+
+    Args:
+        trainer: The Trainer.
+
+    Returns:
+        In the order in which they were given.
+    """
     return [c for c in trainer.callbacks if isinstance(c, MeasurementMonitor)]  # type: ignore[attr-defined]
 
 
 def _wants_report(trainer: Trainer) -> bool:
-    return any(monitor.report for monitor in _monitors(trainer))
+    return any(monitor.report for monitor in monitors_of(trainer))
