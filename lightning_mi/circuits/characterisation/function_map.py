@@ -82,8 +82,9 @@ class FunctionMap:
 
     @property
     def by_layer(self) -> Tensor:
-        """Sum over the heads of a layer, ``[function, layer]``."""
-        return self.values.sum(2)
+        """Sum over the heads of a layer, ``[function, layer]``; NaN if a function is undefined."""
+        unknown = torch.tensor([bool(v.isnan().all()) for v in self.intensity.values()])
+        return self.values.sum(2).masked_fill(unknown[:, None], math.nan)
 
     @property
     def layers(self) -> Tensor:
@@ -103,7 +104,7 @@ class FunctionMap:
     @property
     def layer_functions(self) -> Tensor:
         """Effective number of functions in a layer ``[layer]``; NaN without any."""
-        return effective_number(self.by_layer, 0)
+        return effective_number(self.values.sum(2), 0)
 
     def strongest(self, function: str) -> Head | None:
         """Return the head that has a function most.
@@ -162,14 +163,13 @@ class FunctionMap:
             made[name] = Panel(values, ("layer", "head"), unit="1", convention=about)
         names = {"feature": list(self.functions)}
         every = {"floor": self.floor, "null": None, "sign": "larger: spread wider"}
-        nothing = {"reason": "NaN: no head has the function at all"}
-        made["by_layer"] = Panel(
-            self.by_layer,
-            ("feature", "layer"),
-            names,
-            "1",
-            {**every, "what": "intensity summed over the heads of a layer", "display": {}},
+        why = "; ".join(
+            f"{name}: {self.reasons[name]}" for name in names["feature"] if name in self.reasons
         )
+        about = {**every, "what": "intensity summed over the heads of a layer", "display": {}}
+        about |= {"reason": why} if why else {}
+        made["by_layer"] = Panel(self.by_layer, ("feature", "layer"), names, "1", about)
+        nothing = {"reason": why or "NaN: no head has the function at all"}
         for name, values in (("layers", self.layers), ("heads", self.heads)):
             about = {**every, "what": f"effective number of {name} that a function spreads over"}
             about |= {"formula": "exp of the entropy of its shares", "display": {"picture": "bars"}}
