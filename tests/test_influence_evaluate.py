@@ -235,7 +235,7 @@ def test_bad_arguments_are_named(make: Any, message: str) -> None:
 
 def test_scores_of_another_sign_are_refused() -> None:
     model, data = line()
-    own = self_influence(model, Objective(Regression()), data)
+    own = self_influence(model, Objective(Regression(), regularizer=decay), data)
     with pytest.raises(ArgumentError, match="proponent"):
         lds(own, added)
 

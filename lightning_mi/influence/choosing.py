@@ -11,7 +11,7 @@ from .krylov import Arnoldi, LiSSA
 from .projected import TRAK, DataInf, LoGra
 from .solvers import CG, Solver
 
-__all__ = ["as_solver"]
+__all__ = ["as_solver", "damping_of"]
 
 
 def named_solvers() -> Mapping[str, Solver]:
@@ -54,3 +54,25 @@ def as_solver(solver: object) -> Solver:
         got=repr(solver)[:60],
         do='For example solver="cg".',
     )
+
+
+def damping_of(solver: Solver, damping: float) -> tuple[float, str]:
+    """Return the damping that a solver really uses, and what it is a multiple of.
+
+    Args:
+        solver: A solver; some have a relative damping of their own.
+        damping: λ of the call.
+
+    Returns:
+        The number, and its unit.
+
+    Example:
+        >>> damping_of(EKFAC(relative_damping=0.1), 0.01)
+        (0.1, 'mean eigenvalue of each block')
+    """
+    own = getattr(solver, "relative_damping", None)
+    if own is None:
+        return damping, "mean curvature"
+    if isinstance(solver, DataInf):
+        return float(own), "mean squared gradient of each block over its size"
+    return float(own), "mean eigenvalue of each block"

@@ -90,7 +90,8 @@ class _Inverse:
             solved, rest, reason = self._solved(matrix.to(right.dtype), ordered)
         found = torch.empty_like(right)
         found[:, order] = solved.to(right.dtype)
-        return Solution(found, rest.to(right.dtype), (reason,) * len(right))
+        reasons, rest = (reason,) * len(right), rest.to(right.dtype)
+        return Solution(found, rest, reasons, residual_from=_rest_from(len(right)))
 
     def _solved(self, matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor, str]:
         """Return solution, relative residuals and why it stopped, in the matrix's precision."""
@@ -145,6 +146,12 @@ def _rest(matrix: Tensor, solved: Tensor, right: Tensor) -> Tensor:
     seen = signs @ right.T - (signs @ matrix) @ solved.T
     found = seen.square().mean(0).sqrt()
     return found
+
+
+def _rest_from(count: int) -> str:
+    if count <= PROJECTIONS:
+        return "a product with the whole matrix"
+    return f"{PROJECTIONS} random projections: an estimate with a standard error of an eighth"
 
 
 def _whole(product: Product, right: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from .queries import QueryLike, orientation_of, queries_of, question_gradients
 from .result import InfluenceScores
 from .scores import shares_of_queries
 from .shown import shown_panels
+from .solvers import NOT_COMPUTED
 from .trajectory import check_count, firing_cost
 
 __all__ = ["FACTORS", "TrainingInfluence"]
@@ -97,12 +99,17 @@ class TrainingInfluence:
         asked = question_gradients(point, goal, self.query, queried, self.batch_size)
         indices = chosen(self.candidates, len(data), self.seed)
         factors, norm = context.shared(FACTORS, _missing)
-        facts = {"solver": self.method, "scale": "1/n", "damping_unit": "mean curvature"}
+        facts: dict[str, Any] = {
+            "solver": self.method,
+            "scale": "1/n",
+            "absent": dict.fromkeys(("residual", "residual_from"), NOT_COMPUTED),
+        }
         common = (tuple(indices), len(data), "influence function")
         if not factors.batches:
             values = torch.full((len(asked.gradients), len(indices)), torch.nan)
             reason = {"reason": "no training step has been seen yet, so no curvature is known"}
-            empty = InfluenceScores(values, *common, details={**facts, **asked.known, **reason})
+            known = {**facts, **asked.known, **reason}
+            empty = InfluenceScores(values, *common, damping=self.damping, details=known)
             return empty.reading()
         solution = factors.inverse()(asked.gradients)
         vectors = solution.vectors / len(data)

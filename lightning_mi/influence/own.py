@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..isolation import untouched
 from .asking import loss_gradients
-from .choosing import as_solver
+from .choosing import as_solver, damping_of
 from .data import as_indexed, chosen
 from .objective import Objective, as_objective
+from .per_example import mean_gradient
 from .point import Point
 from .products import CurvatureKind
 from .result import InfluenceScores, columns_of
-from .scores import Job
+from .scores import Job, doubts, regularizer_gradient
 from .solvers import Solver, prepared
 
 __all__ = ["relatif", "self_influence"]
@@ -55,11 +57,15 @@ def self_influence(
         memory_budget: As for `influence_scores`.
 
     Returns:
-        Scores with one row; each example was its own query.
+        Scores with one row; each example was its own query. ``gradient_norm`` is ‖∇J‖ over all
+        examples, and ``residual`` in the convention the largest of any example.
 
     Raises:
         ArgumentError: If an argument cannot be used, or the dataset has no indices.
         ModelError: If no parameter is trainable.
+
+    Warns:
+        UserWarning: Where the model is far from stationary or a solve did not converge.
     """
     data = as_indexed(train, "train")
     job = Job(
@@ -69,37 +75,67 @@ def self_influence(
         solver=solver,
         curvature=curvature,
         damping=damping,
+        candidates=candidates,
         seed=seed,
         batch_size=batch_size,
         memory_budget=memory_budget,
     )
-    indices = chosen(candidates, len(data), seed)
+    result = own_scores(model, job)
+    for message in doubts(result):
+        warnings.warn(message, UserWarning, stacklevel=2)
+    return result
+
+
+def own_scores(model: nn.Module, job: Job) -> InfluenceScores:
+    """Return `self_influence` without its warnings, for what looks at the order alone.
+
+    Args:
+        model: The trained model.
+        job: Its training data are also what is asked about.
+
+    Returns:
+        The scores.
+    """
+    data, how = job.train, as_solver(job.solver)
+    indices = chosen(job.candidates, len(data), job.seed)
     with untouched(model) as plain:
         point = Point(plain)
         matrix = job.curvature_at(point, range(len(data)))
-        inverse = prepared(as_solver(solver), matrix)
-        own, rest, covered = [], [], 1.0
-        for gradients in loss_gradients(point, job.objective, data, indices, batch_size):
+        inverse = prepared(how, matrix)
+        own, lengths, solutions = [], [], []
+        total = torch.zeros(point.size, dtype=torch.float64)
+        for gradients in loss_gradients(point, job.objective, data, indices, job.batch_size):
             solution = inverse(gradients)
             own.append((solution.vectors * gradients).sum(1) / len(data))
-            rest.append(solution.residual)
-            covered = solution.covered
-    residual = torch.cat(rest)
+            lengths.append(gradients.norm(dim=1))
+            total = total.to(gradients) + gradients.sum(0)
+            solutions.append(dataclasses.replace(solution, vectors=gradients[:0]))
+        if job.candidates is not None:
+            batches = matrix.batches()
+            total = mean_gradient(point, job.objective.example_losses, batches, 1.0)
+        slope = total / len(data) + regularizer_gradient(point, job.objective)
     details = {
+        **solutions[-1].details,
         "query": "the loss of the example itself",
-        "curvature": curvature,
-        "solver": solver if isinstance(solver, str) else repr(solver),
+        "curvature": job.curvature,
+        "solver": job.solver if isinstance(job.solver, str) else repr(job.solver),
         "scale": "1/n",
-        "parameters_covered": covered,
-        "largest_residual": float(residual.max()) if bool(residual.isfinite().all()) else None,
+        "parameters_covered": solutions[-1].covered,
+        "residual": float(torch.cat([s.residual for s in solutions]).max()),
+        "residual_from": solutions[-1].residual_from,
     }
+    number, unit = damping_of(how, job.damping)
     return InfluenceScores(
         torch.cat(own)[None].cpu(),
         tuple(indices),
         len(data),
         "self-influence",
-        damping=damping,
+        gradient_norm=float(slope.norm()),
+        query_norm=float(torch.cat(lengths).mean()),
+        damping=number,
+        damping_unit=unit,
         details=details,
+        stopped=tuple(reason for s in solutions for reason in s.stopped),
         orientation="positive = removing the example would raise its own loss",
     )
 

@@ -15,6 +15,35 @@ __all__ = ["ORIENTATION", "InfluenceScores", "TokenShares"]
 
 ORIENTATION = "positive = proponent: removing the example would raise the query's loss"
 
+CERTIFICATE = (
+    "orientation", "n", "scale", "solver", "damping", "damping_unit", "residual", "residual_from",
+    "gradient_norm", "parameters_covered",
+)  # fmt: skip
+"""What every convention either says or gives a reason for not saying."""
+
+UNKNOWN = "not known: it was not computed here"
+_NOTHING_INVERTED = "gradients are multiplied and nothing is inverted"
+_NO_MINIMUM = "no minimum is assumed"
+
+REASONS: Mapping[str, Mapping[str, str]] = {
+    "tracin": {
+        **dict.fromkeys(
+            ("solver", "damping", "damping_unit", "residual", "residual_from"), _NOTHING_INVERTED
+        ),
+        "gradient_norm": _NO_MINIMUM,
+    },
+    "SOURCE": {
+        **dict.fromkeys(("damping", "damping_unit"), "the formula needs none"),
+        **dict.fromkeys(("residual", "residual_from"), "nothing is solved: a function of H̄"),
+        "gradient_norm": _NO_MINIMUM,
+    },
+    "pbrf": {
+        **dict.fromkeys(("residual", "residual_from"), "minima are sought; see converged"),
+        "gradient_norm": _NO_MINIMUM,
+    },
+}
+"""Why scores of some methods lack parts of the certificate."""
+
 
 @dataclass(frozen=True, eq=False)
 class TokenShares:
@@ -71,20 +100,29 @@ class InfluenceScores:
 
     @property
     def convention(self) -> dict[str, Any]:
-        """What is needed to read the scores, as plain JSON."""
+        """What is needed to read the scores, as plain JSON.
+
+        Each part of `CERTIFICATE` stands in it; where it cannot be known, ``absent`` says why.
+        """
         optional = {"damping": self.damping, "gradient_norm": self.gradient_norm}
         known: dict[str, Any] = {k: v for k, v in optional.items() if v is not None}
         if self.damping is not None:
             known["damping_unit"] = self.damping_unit
         if self.residual is not None:
             known |= {"residual": self.residual.tolist(), "stopped": list(self.stopped)}
-        return {
+        if self.method in REASONS:
+            known["parameters_covered"] = 1.0
+        found = {
             "method": self.method,
             "orientation": self.orientation,
             "n": self.n,
             **known,
             **self.details,
         }
+        reasons = {**dict.fromkeys(CERTIFICATE, UNKNOWN), **REASONS.get(self.method, {})}
+        reasons |= self.details.get("absent", {})
+        absent = {key: reasons[key] for key in CERTIFICATE if key not in found}
+        return {**found, "absent": absent} if absent else found
 
     def top(self, query: int = 0, k: int = 5) -> tuple[list[int], list[int]]:
         """Return the strongest proponents and opponents of a query.

@@ -14,7 +14,7 @@ from ..errors import ArgumentError
 from ..isolation import untouched
 from ..measurement import IndexedData
 from ..target import Loss
-from .choosing import as_solver
+from .choosing import as_solver, damping_of
 from .data import as_indexed, chosen, chunks, passes
 from .objective import Objective, as_objective
 from .per_example import gradient_dots, mean_gradient
@@ -184,7 +184,8 @@ class Job:
         sample = chosen(self.sample, len(self.train), self.seed)
         own = regularizer_gradient(point, self.objective)
         curvature = self.curvature_at(point, sample)
-        inverse = prepared(as_solver(self.solver), curvature)
+        solver = as_solver(self.solver)
+        inverse = prepared(solver, curvature)
         asked = question_gradients(point, self.objective, self.query, self.queries, self.batch_size)
         gradients = asked.gradients
         solution = inverse(gradients)
@@ -211,7 +212,7 @@ class Job:
             solution.stopped,
             float((mean + own).norm()),
             float(gradients.norm(dim=1).mean()),
-            self.damping,
+            *damping_of(solver, self.damping),
             details={
                 **self._details(len(sample), solution),
                 **asked.known,
@@ -281,6 +282,7 @@ class Job:
     def _details(self, sample: int, solution: Solution) -> dict[str, Any]:
         return {
             **solution.details,
+            "residual_from": solution.residual_from,
             "parameters_covered": solution.covered,
             "query": described(self.objective, self.query),
             "curvature": self.curvature,

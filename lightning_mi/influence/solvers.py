@@ -29,6 +29,7 @@ NEGATIVE = "non-positive curvature"
 LIMIT = "iteration limit"
 APPROXIMATE = "approximation"
 DIVERGED = "diverged"
+NOT_COMPUTED = "not computed: the solver replaces the curvature by another matrix"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,7 @@ class Solution:
         stopped: Why the solver stopped, for each query.
         details: What else there is to know, plain JSON.
         covered: Part of the parameters that the solver looks at; the others count as fixed.
+        residual_from: How the residual was found.
     """
 
     vectors: Tensor
@@ -48,6 +50,7 @@ class Solution:
     stopped: tuple[str, ...]
     details: Mapping[str, Any] = field(default_factory=dict)
     covered: float = 1.0
+    residual_from: str = "one more product with the curvature"
 
     @classmethod
     def approximate(
@@ -65,7 +68,7 @@ class Solution:
             The solution, with NaN for residuals.
         """
         unknown = torch.full_like(vectors[:, 0], float("nan"))
-        return cls(vectors, unknown, (reason,) * len(vectors), details, covered)
+        return cls(vectors, unknown, (reason,) * len(vectors), details, covered, NOT_COMPUTED)
 
 
 Inverse: TypeAlias = Callable[[Tensor], Solution]

@@ -17,9 +17,10 @@ from ...record import Panel, Reading, scalar
 from ..asking import loss_gradients
 from ..data import as_indexed, chunks
 from ..objective import Objective, as_objective
-from ..own import self_influence
+from ..own import own_scores
 from ..point import Point
 from ..result import InfluenceScores
+from ..scores import Job
 from ..solvers import Solver
 from .fresh import losses_at
 from .ranking import Estimate, auc, bootstrap
@@ -66,9 +67,8 @@ def mislabel_auc(
     data = as_indexed(train, "train")
     objective = as_objective(objective)
     if own is None:
-        own = self_influence(
-            model, objective, data, solver=solver, damping=damping, batch_size=batch_size
-        )
+        job = Job(objective, data, data, solver=solver, damping=damping, batch_size=batch_size)
+        own = own_scores(model, job)
     positive = _positive(own, wrong, len(data))
     losses, norms = _baselines(model, objective, data, own.indices, batch_size)
     scores = {"self_influence": own.values[0].double().cpu(), "loss": losses}

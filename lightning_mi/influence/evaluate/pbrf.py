@@ -123,6 +123,7 @@ def pbrf(
             "converged": sum(r == CONVERGED for r in reasons),
             "candidates": len(indices),
             "query": repr(target),
+            "solver": f"BFGS from {solver if isinstance(solver, str) else repr(solver)}",
             "scale": "1/n",
         },
     )
