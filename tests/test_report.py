@@ -408,6 +408,27 @@ def test_examples_without_texts_do_not_miss_them(tmp_path: Path) -> None:
     assert [e["note"] for e in found["proponents"] + found["opponents"]] == [None, None]
 
 
+def test_examples_that_are_images_are_shown(tmp_path: Path) -> None:
+    run = image_run(tmp_path)
+    draw = torch.Generator().manual_seed(0)
+    grey = torch.randint(0, 256, (2, 28, 40), generator=draw).to(torch.uint8)
+    axes, index = ("train_example", "y", "x"), {"train_example": [9, 5]}
+    run.write(Record("influence/images", Panel(grey, axes, index), 3))
+    data = payload(run)
+    (image,) = (one["image"] for one in data["examples"]["proponents"])
+    assert (image["height"], image["width"]) == (28, 40)
+    assert np.abs(unpack(image["values"]).reshape(28, 40) - grey[1].numpy()).max() <= 1
+    assert data["undrawn"] == []
+    # One that is too large for its place is made smaller: 130 x 131 in blocks of 3.
+    large = torch.arange(130 * 131, dtype=torch.float32).reshape(1, 130, 131)
+    run.write(Record("influence/images", Panel(large, axes, {"train_example": [5]}), 4))
+    (image,) = (one["image"] for one in payload(run)["examples"]["proponents"])
+    assert (image["height"], image["width"]) == (43, 43)
+    small = unpack(image["values"]).reshape(43, 43)
+    block = large[0, :3, :3].mean().item()
+    assert small[0, 0] == pytest.approx(block, abs=130 * 131 / 250)
+
+
 # ---------------------------------------------------------------- checks
 
 

@@ -493,6 +493,11 @@ def image_run(path: Path) -> Run:
             "integrated_gradients/values": Panel(values, axes, unit="logits", convention=asked),
         }
         run.write_all(Record(n, p, step) for n, p in made.items())
+    index = {"train_example": [5, 9]}
+    scores = Panel([[0.5, -0.25]], ("query", "train_example"), index)
+    run.write(Record("influence/scores", scores, 100))
+    grey = torch.tensor([0, 255]).repeat(2, 3, 2).to(torch.uint8)
+    run.write(Record("influence/images", Panel(grey, ("train_example", "y", "x"), index), 100))
     return run
 
 
@@ -504,7 +509,12 @@ def test_images_take_the_place_of_the_prompt(show: Open, tmp_path: Path) -> None
     assert len([t for t in labels if t.endswith(" at step 30")]) == 4
     assert page.page.locator("#film-plot canvas").count() == 2 * 7
     shown = page.run("() => [...document.querySelectorAll('.card:not([hidden])')].map(c => c.id)")
-    assert shown == ["looked", "images", "trust"]
+    assert shown == ["looked", "images", "examples", "trust"]
+    drawn = page.run(
+        """() => [...document.querySelectorAll('#examples canvas')].map(c =>
+            [c.ariaLabel, c.width, c.height, c.getContext('2d').getImageData(0, 0, 2, 1).data[4]])"""
+    )
+    assert drawn == [["train[5]", 4, 3, 255], ["train[9]", 4, 3, 255]]
     page.click("#film-plot button.plain")
     assert page.step == "0"
     page.click("#images button.plain >> nth=1")

@@ -1,7 +1,8 @@
-"""What the report shows of influence: proponents and opponents with the share of each token."""
+"""What the report shows of influence: proponents and opponents, as text with shares or as images."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from ..record import Record
 from .methods import unit
+from .pack import pack
 from .shelf import Shelf
 
 __all__ = ["examples"]
@@ -17,6 +19,9 @@ SHOWN = 5
 
 TOKENS = 64
 """So many tokens of an example are shown, around the one with the largest share."""
+
+PIXELS = 64 * 64
+"""Larger images of examples are shown smaller: each pixel is then the mean of several."""
 
 PAIR = ("query", "train_example")
 
@@ -105,7 +110,21 @@ def _known(shelf: Shelf, name: str) -> dict[int, dict[str, Any]]:
                 entry["text"] = entry.get("text") or _entry(facts.get("texts", []), row)
                 if record.panel.axes == ("train_example", "position"):
                     entry.setdefault("shares", _shares(record, row))
+    shelf.get(f"{name}/images")
+    for record in reversed(shelf.both(f"{name}/images")):
+        for row, i in enumerate(record.panel.coords.get("train_example", [])):
+            found.setdefault(int(i), {}).setdefault("image", _image(record, row))
     return found
+
+
+def _image(record: Record, row: int) -> dict[str, Any]:
+    """One image in grey, 0 to 255, small enough for its place."""
+    grey = np.asarray(record.panel.values[row], float)
+    times = math.ceil(math.sqrt(grey.size / PIXELS))
+    height, width = (size // times * times for size in grey.shape)
+    blocks = grey[:height, :width].reshape(height // times, times, width // times, times)
+    small = blocks.mean((1, 3))
+    return {"height": small.shape[0], "width": small.shape[1], "values": pack(small, bits=8)}
 
 
 def _equal(copies: Sequence[Sequence[int]], row: int) -> list[int]:
@@ -143,6 +162,7 @@ def _example(
         "words": "" if words == own else words,
         "by": [by[step].get(index) for step in sorted(by)],
         "tokens": [[known["text"], None]] if known.get("text") else [],
+        "image": known.get("image"),
     }
     return made | (_window(known["shares"]) if "shares" in known else {})
 

@@ -88,6 +88,7 @@ interface Example {
   words: string;
   by: (number | null)[];
   tokens: [string, number | null][];
+  image: { height: number; width: number; values: Numbers } | null;
   before?: boolean;
   after?: boolean;
   split?: { step: number; score: number };

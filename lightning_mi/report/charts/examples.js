@@ -1,4 +1,5 @@
-// Which training examples matter: proponents and opponents, each token coloured by its share.
+// Which training examples matter: proponents and opponents, images or texts, each token coloured by
+// its share.
 
 import { D, TOKENS, answerText } from "../core/data.js";
 import { card, withoutHeads } from "../core/card.js";
@@ -6,6 +7,7 @@ import { plusMinus, readable, rgb } from "../core/colour.js";
 import { csvLines } from "../core/csv.js";
 import { h, hint, s } from "../core/dom.js";
 import { digitsFor, inText, show, whole, withSign } from "../core/numbers.js";
+import { paintPixels } from "../core/pixels.js";
 
 const SIDES = [
   { key: "proponents", title: "Proponents", hue: "--plus", none: "no candidate lowers the loss" },
@@ -52,11 +54,24 @@ function exampleRow(example, longest, hue) {
     h(
       "td",
       {},
+      exampleImage(example),
       exampleText(example),
       h("div", { class: "muted" }, [example.name, example.words].filter(Boolean).join(", ")),
     ),
     h("td", {}, smallBars(example.by)),
   );
+}
+
+function exampleImage({ image, name }) {
+  if (!image) return null;
+  const { width, height } = image;
+  const canvas = h("canvas", { class: "example", width, height, role: "img", "aria-label": name });
+  paintPixels(
+    canvas,
+    j => image.values[j],
+    grey => [grey, grey, grey],
+  );
+  return canvas;
 }
 
 function exampleText(example) {
