@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import shutil
@@ -34,16 +35,25 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
-    """Return the run folder and the folder of the offline W&B run of one training."""
+    """Return the run folder and the folder of the offline W&B run of one training.
+
+    The user's model logs a key of its own that begins like ours.
+    """
     import wandb
+
+    class Own(type(language_model())):  # type: ignore[misc]
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            self.log("mixup/loss", loss)
+            return loss
 
     folder = tmp_path_factory.mktemp("leet")
     logger = lightning().loggers.WandbLogger(offline=True, save_dir=folder)
     kinds = (HeadMonitor, SaliencyMonitor, IntegratedGradientsMonitor, InfluenceMonitor)
     monitors = [kind(every_n_train_steps=3, report=True) for kind in kinds]
-    options = {"callbacks": monitors, "logger": logger, "max_steps": 9}
+    options = {"callbacks": monitors, "logger": logger, "max_steps": 9, "log_every_n_steps": 1}
     try:
-        trainer(default_root_dir=folder, **options).fit(language_model(), *loaders())
+        trainer(default_root_dir=folder, **options).fit(Own(), *loaders())
         files = Path(logger.experiment.dir)
     finally:
         if wandb.run is not None:
@@ -94,6 +104,24 @@ def test_every_key_is_foreseen(finished: tuple[Run, Path], rows: list[dict[str, 
     assert keys_of(rows) == set(logged(run))
     others = {key for key in STANDARD if key.endswith(("/image", "/bars"))}
     assert keys_of(rows) == set(STANDARD) - others
+
+
+def test_own_keys_of_the_user_keep_their_axis(finished: tuple[Run, Path]) -> None:
+    found = _wandb.entries(finished[1])
+    metrics = [e["metric"] for e in found if e["type"] == "metric"]
+    ours = [m for m in metrics if m.get("step_metric") == "mi/step"]
+    globs = [m["glob_name"] for m in ours if "glob_name" in m]
+    assert "mi/*" in globs
+    for key in ("mixup/loss", "mi", "mish/x", "mi_", "train/mi/x"):
+        assert not [glob for glob in globs if fnmatch.fnmatch(key, glob)]
+    assert "mixup/loss" not in {m.get("name") for m in ours}
+    rows = [e["history"]["item"] for e in found if e["type"] == "history"]
+    assert sum("mixup/loss" in row for row in rows) == 9
+
+
+def test_report_and_table_come_once(rows: list[dict[str, Any]]) -> None:
+    for key in ("mi_run/report._type", "mi_run/table._type"):
+        assert [row["mi/step"] for row in rows if key in row] == [9]
 
 
 @needs_extra
