@@ -512,7 +512,7 @@ def test_images_take_the_place_of_the_prompt(show: Open, tmp_path: Path) -> None
     assert shown == ["looked", "images", "examples", "trust"]
     drawn = page.run(
         """() => [...document.querySelectorAll('#examples canvas')].map(c =>
-            [c.ariaLabel, c.width, c.height, c.getContext('2d').getImageData(0, 0, 2, 1).data[4]])"""
+           [c.ariaLabel, c.width, c.height, c.getContext('2d').getImageData(0, 0, 2, 1).data[4]])"""
     )
     assert drawn == [["train[5]", 4, 3, 255], ["train[9]", 4, 3, 255]]
     page.click("#film-plot button.plain")
@@ -560,6 +560,17 @@ def test_two_runs_are_dashes_and_a_difference(show: Open, seeds: list[Run], tmp_
     assert [float(t) for t in said] == pytest.approx([float(a), float(b), float(b - a)], abs=0.011)
     assert page.texts("#pairs figcaption b") == ["A", "B", "B − A"]
     assert page.page.locator("#trust tbody tr").count() == 6
+
+
+def test_panels_that_no_chart_knows_are_compared(show: Open, run: Run, tmp_path: Path) -> None:
+    other = Synthetic(seed=1, own=True).write(tmp_path / "mi")
+    page = show(write_report([run, other], tmp_path / "two.html"))
+    host = "#panel-entropy-plot > .plot:first-child > .plot:first-child"
+    for letter, one in zip("AB", (run, other), strict=True):
+        kept = [r.panel.item() for r in recorded(one, "entropy/mean")]
+        np.testing.assert_allclose(page.values(host, f"path.run-{letter}"), kept, atol=0.02)
+    assert {"A Mean", "B Mean"} <= {text.title() for text in page.texts(f"{host} text")}
+    assert "run A" in page.text("#panel-entropy .panel-words")
 
 
 def test_more_than_four_runs_are_a_median_and_a_band(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from ..emergence import HeadOnset
 from ..runs import Run
 from .headline import line
-from .heads import AXES, behaviour, head_label
+from .heads import AXES, behaviour, curve, head_label
 from .inputs import agreement
 from .pack import pack, thin
 from .phrases import highest_first, in_state, joined
@@ -27,7 +27,12 @@ MAPS = 4
 Found = dict[str, list[HeadOnset]]
 
 
-def compared(shelves: Sequence[Shelf], found: Sequence[Found], labels: Sequence[str]) -> list[Any]:
+def compared(
+    shelves: Sequence[Shelf],
+    found: Sequence[Found],
+    labels: Sequence[str],
+    groups: Sequence[Mapping[str, Any]],
+) -> list[Any]:
     """Return what is compared of each run.
 
     Heads are matched by role, not by place: the strongest induction head of one run stands beside
@@ -37,10 +42,13 @@ def compared(shelves: Sequence[Shelf], found: Sequence[Found], labels: Sequence[
         shelves: The records of each run.
         found: Onsets of each run.
         labels: A name for each run.
+        groups: What no chart knows, as `panels` found it in the first run.
 
     Returns:
-        ``letter``, ``label``, ``last``, ``behaviour``, ``agreement``, ``roles`` and ``maps``.
+        ``letter``, ``label``, ``last``, ``behaviour``, ``agreement``, ``panels``, ``roles`` and
+        ``maps``.
     """
+    names = [f"{group['measurement']}/{one['what']}" for group in groups for one in group["curves"]]
     maps = len(shelves) <= MAPS
     return [
         {
@@ -49,6 +57,7 @@ def compared(shelves: Sequence[Shelf], found: Sequence[Found], labels: Sequence[
             "last": max(shelf.times[0], default=0),
             "behaviour": _second_copy(shelf),
             "agreement": _agreement(shelf),
+            "panels": {name: one for name in names if (one := curve(shelf, name, name))},
             "roles": {name: _roles(shelf, name, heads) for name, heads in found[k].items()},
             "maps": _maps(shelf, found[k], shelves[0]) if maps else None,
         }

@@ -52,7 +52,7 @@ def _compare(
 ) -> None:
     """Put what several runs have in common in place of what one says."""
     found = [first, *map(onsets, shelves[1:])]
-    made["runs"] = compared(shelves, found, labels)
+    made["runs"] = compared(shelves, found, labels, made["panels"])
     made["run"]["name"] = f"{len(shelves)} runs: {joined(few(labels))}"
     running = any(shelf.info.get("state") == "running" for shelf in shelves)
     made["headline"] = common_headline(found, running) or made["headline"]

@@ -1,4 +1,4 @@
-"""What the report shows of influence: proponents and opponents, as text with shares or as images."""
+"""What the report shows of influence: proponents and opponents as texts or images."""
 
 from __future__ import annotations
 

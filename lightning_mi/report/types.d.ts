@@ -126,6 +126,7 @@ interface ComparedRun {
   last: number;
   behaviour: Curve | null;
   agreement: Record<string, Curve>;
+  panels: Record<string, Curve>;
   roles: Record<string, { head: string; at: number[]; values: Numbers }[]>;
   maps: Record<string, { at: number[]; values: Numbers }> | null;
 }

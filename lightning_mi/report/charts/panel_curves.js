@@ -1,5 +1,7 @@
-// Panels without axes: a curve each, those of one unit in one plot, with error and chance.
+// Panels without axes: a curve each, those of one unit in one plot, with error and chance. Of several
+// runs each panel has a plot of its own.
 
+import { comparing, drawRuns } from "../core/compare.js";
 import { D, valueNear } from "../core/data.js";
 import { h, s } from "../core/dom.js";
 import { area, endLabels, labelledCurve, lane, level, listen, yAxis } from "../core/lane.js";
@@ -20,21 +22,31 @@ const LOOKS = [
   { stroke: "var(--soft)", "stroke-width": 1.6 },
 ];
 
-/** Curves of one unit stand in one plot, a few at a time. */
-function plotsOf(curves) {
+/** Curves of one unit stand in one plot, a few at a time; those of several runs by themselves. */
+function plotsOf({ measurement, curves }) {
+  if (comparing) return curves.map(one => ({ unit: one.unit, list: [one], runs: ofRuns(measurement, one) }));
   const groups = new Map();
   for (const one of curves) groups.set(one.unit, [...(groups.get(one.unit) ?? []), one]);
   return [...groups].flatMap(([unit, list]) =>
     Array.from({ length: Math.ceil(list.length / MOST) }, (_, k) => ({
       unit,
       list: list.slice(k * MOST, (k + 1) * MOST),
+      runs: null,
     })),
   );
 }
 
+/** The same curve of each run; null where it was not measured. */
+function ofRuns(measurement, { what, name }) {
+  return (D.runs ?? []).map(run => {
+    const found = run.panels[`${measurement}/${what}`];
+    return found ? { ...found, text: `${run.letter} ${show(name, 17)}` } : null;
+  });
+}
+
 /** From the lowest to the highest value, zero among them where it is near. */
 function rangeOf(list) {
-  const all = list.flatMap(one => [...one.values, one.null ?? NaN]).filter(Number.isFinite);
+  const all = list.flatMap(one => [...(one?.values ?? []), one?.null ?? NaN]).filter(Number.isFinite);
   let low = Math.min(...all);
   let high = Math.max(...all);
   if (!all.length) return [0, 1];
@@ -44,13 +56,15 @@ function rangeOf(list) {
   return [low === 0 ? 0 : low - room, high === 0 ? 0 : high + room];
 }
 
-function drawPlot(host, { unit, list }) {
-  const [low, high] = rangeOf(list);
+function drawPlot(host, { unit, list, runs }) {
+  const [low, high] = rangeOf([...list, ...(runs ?? [])]);
   const Y = v => HEIGHT - 8 - ((HEIGHT - 18) * (v - low)) / (high - low);
   lane(host, HEIGHT, `${list.map(one => one.name).join(", ")} over training steps`, svg => {
     yAxis(svg, ticks(low, high, 3), Y);
     if (unit) svg.append(s("text", { x: LEFT, y: 8 }, unit));
-    const labels = list.flatMap((one, k) => lineOf(svg, one, LOOKS[k], Y, list.length === 1));
+    const labels = runs
+      ? drawRuns(svg, runs, Y, { stroke: "var(--ink)", name: show(list[0].name, 17) })
+      : list.flatMap((one, k) => lineOf(svg, one, LOOKS[k], Y, list.length === 1));
     endLabels(svg, labels, HEIGHT);
   });
 }
@@ -70,24 +84,25 @@ function lineOf(svg, one, look, Y, alone) {
   return alone && one.null ? [label, level(svg, Y(one.null), `chance ${significant(one.null)}`)] : [label];
 }
 
-function wordsAt(list, i) {
-  const value = one => `${one.name} ${significant(valueNear(one, i))}${one.unit ? ` ${one.unit}` : ""}`;
+function wordsAt({ unit, list, runs }, i) {
+  const value = one => `${one.text ?? one.name} ${significant(valueNear(one, i))}${unit ? ` ${unit}` : ""}`;
+  const shown = runs ? runs.filter(one => one !== null) : list;
   return [
     `step ${whole(D.steps[i])}`,
-    list.map(value).join(", "),
+    shown.map(value).join(", "),
     list.map(one => one.says).filter(Boolean)[0] ?? "",
   ];
 }
 
 export const panelCurves = {
   build(host, group) {
-    for (const { list } of plotsOf(group.curves)) {
+    for (const plot of plotsOf(group)) {
       const place = h("div", { class: "plot" });
       host.append(place);
-      listen(place, i => wordsAt(list, i));
+      listen(place, i => wordsAt(plot, i));
     }
   },
   draw(host, group) {
-    plotsOf(group.curves).forEach((plot, k) => drawPlot(host.children[k], plot));
+    plotsOf(group).forEach((plot, k) => drawPlot(host.children[k], plot));
   },
 };

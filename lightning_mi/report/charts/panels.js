@@ -93,7 +93,7 @@ function panelSubtitle(block) {
       .replace("ys", "ies")
       .replace("classs", "classes"),
   );
-  return `${block.title}: ${block.says ? `${block.says}; ` : ""}${axes.join(" × ")}, ${panelScale(block)}${thinnedWords(block)}${block.reason ? `; undefined: ${block.reason}` : ""}`;
+  return `${block.title}: ${block.says ? `${block.says}; ` : ""}${axes.join(" × ")}, ${panelScale(block)}${thinnedWords(block)}${block.reason ? `; undefined: ${block.reason}` : ""}${D.runs ? "; run A" : ""}`;
 }
 
 function csvOfGroup(group) {
