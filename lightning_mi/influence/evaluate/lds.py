@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...errors import ArgumentError
+from ...errors import ArgumentError, RunError
 from ...record import Panel, Reading, scalar
+from ...runs import write_whole
 from ..result import InfluenceScores
 from .ranking import FEWEST, Estimate, bootstrap, mean_known, spearman
 from .retraining import RetrainLike, as_retraining, check_queries
@@ -31,6 +34,37 @@ class Subsets:
 
     members: Tensor
     losses: Tensor
+
+    def save(self, path: str | Path) -> None:
+        """Keep it in a file, for `LinearDatamodelingScore` and later sessions.
+
+        Args:
+            path: The file; it is written whole or not at all.
+        """
+        content = {"members": self.members.cpu(), "losses": self.losses.cpu()}
+        write_whole(Path(path), lambda file: torch.save(content, file))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Subsets:
+        """Return what `save` kept.
+
+        Args:
+            path: The file.
+
+        Returns:
+            Parts and losses.
+
+        Raises:
+            RunError: If there is no such file, or it holds something else.
+        """
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            return cls(found["members"], found["losses"])
+        except (OSError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as problem:
+            raise RunError(
+                f"retrained: expected a file that Subsets.save wrote at {path}, got "
+                f"{type(problem).__name__}: {str(problem)[:100]}. Call retrain_subsets(…).save(…)."
+            ) from problem
 
 
 def retrain_subsets(
