@@ -1,7 +1,7 @@
 """What `integrated_gradients` of token ids costs beside captum, on a model of GPT-2 small's size.
 
-One sequence of 128 random tokens, random weights, 32 Gauss-Legendre nodes from zero embeddings, the
-logit of one token at the last position. Captum gets the model as most users hand it over: all
+Four sequences of 128 random tokens, random weights, 32 Gauss-Legendre nodes from zero embeddings,
+the logit of one token at the last position. Captum gets the model as most users hand it over: all
 logits are computed. The limit is 32 times one forward pass from embeddings with the logits of the
 last position only, and the gradient of the embeddings, parameters frozen.
 """
@@ -25,7 +25,7 @@ def language_model() -> tuple[Any, Any]:
 
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config()).eval()
-    return model, torch.randint(0, 50257, (1, 128))
+    return model, torch.randint(0, 50257, (4, 128))
 
 
 def limit() -> Callable[[], Any]:
@@ -58,7 +58,7 @@ def ours() -> Callable[[], Any]:
 
 
 def captum() -> Callable[[], Any]:
-    """Return captum's, one node in a pass."""
+    """Return captum's, one node of all sequences in a pass."""
     import torch
     from captum.attr import LayerIntegratedGradients
 
@@ -66,7 +66,7 @@ def captum() -> Callable[[], Any]:
     method = LayerIntegratedGradients(
         lambda tokens: model(tokens).logits[:, -1], model.transformer.wte
     )
-    options = {"target": TOKEN, "n_steps": STEPS, "internal_batch_size": 1}
+    options = {"target": TOKEN, "n_steps": STEPS, "internal_batch_size": 4}
     return lambda: method.attribute(ids, torch.zeros_like(ids), **options)
 
 
