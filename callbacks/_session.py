@@ -20,7 +20,7 @@ from ..influence import tracin_sum
 from ..measurement import Context, IndexedData, at_home
 from ..record import Record, scalar
 from ..runs import Run
-from ..sinks import Sink, sinks_for
+from ..sinks import NOTES, Sink, join, sinks_for
 from ..task import Task
 from ._base import LightningModule, Trainer
 from ._facts import facts, outcome, planned_steps, say
@@ -31,7 +31,7 @@ __all__ = ["Session"]
 PATIENCE = 50
 """Between two reports pass so many times what one takes, so that they cost 2 % at most."""
 
-MOVING = ("state", "summary")
+MOVING = ("state", "summary", *NOTES)
 """Facts about a run that change, and so are no constants for a logger."""
 
 BATCH = 8
@@ -75,13 +75,15 @@ class Session:
             return
         self.progress.resume(self.restored)
         self.run = Run.create(self._own_folder(), facts(trainer, model))
-        self._continue()
+        step = int(self.restored.get("step") or 0)  # a resuming Trainer does not know it yet
+        went_back = self._continue(step)
         if self.batch is None:
             self.batch = self.run.batch()  # a resumed run goes on with the batch it had
         self.sinks = sinks_for(trainer.loggers)
         say(trainer, f"lightning_mi: records go to {self.run.path}")
         for sink in self.sinks:
             sink.start({k: v for k, v in self.run.info.items() if k not in MOVING})
+        join(self.run, self.sinks, step, went_back=went_back)
 
     def _own_folder(self) -> Path:
         """Return a folder that holds no other run, unless this one continues it."""
@@ -92,19 +94,21 @@ class Session:
             folder = self.folder.with_name(f"{self.folder.name}-v{version}")
         return folder
 
-    def _continue(self) -> None:
-        """Bring the records of the interrupted run along, where it lies in another folder."""
-        step = int(self.restored.get("step") or 0)  # a resuming Trainer does not know it yet
+    def _continue(self, step: int) -> bool:
+        """Bring the records of the interrupted run along; say if it had gone further than this."""
         before = self.restored.get("run")
-        if before is None or self.run is None:
-            return
+        if before is None or self.run is None or not _is_used(Path(before)):
+            return False
+        old = Run(before)
+        records = old.records()
         if _is_same(self.run.path, before):
             self.run.resume(step)
-        elif _is_used(Path(before)):
-            old = Run(before)
-            self.run.write_all(r for r in old.records() if r.step <= step)
+        else:
+            self.run.write_all(r for r in records if r.step <= step)
+            self.run.update_info(**{k: v for k, v in old.info.items() if k in NOTES})
             if (batch := old.batch()) is not None:
                 self.run.save_batch(batch)
+        return any(r.source == "live" and r.step > step for r in records)
 
     def finish(self, state: str, *, report: bool = False) -> None:
         """Complete folder and loggers, once.

@@ -213,6 +213,7 @@ def sweep(
     weights: str = "current",
     weights_only: bool = True,
     decode: Callable[[Sequence[int]], list[str]] | None = None,
+    logger: Any = None,
 ) -> Run:
     """Take measurements at every checkpoint, on a deep copy of the model.
 
@@ -230,6 +231,8 @@ def sweep(
         weights: ``"current"`` or ``"average"`` under weight averaging.
         weights_only: Refuse to run code from the files.
         decode: Token ids to one piece of text each.
+        logger: A Lightning logger, or several, that also get the records: of a run's own logger
+            only those that it does not hold already. Closing it is left to you.
 
     Returns:
         The run; the new records have the source ``"sweep"``.
@@ -240,6 +243,7 @@ def sweep(
     # Here, because the import of the package must stay light.
     from .attribution.drifting import drift_series, is_attribution
     from .influence import RankingChange, tracin_sum
+    from .sinks import send_swept, sinks_for
 
     paths = find_checkpoints(checkpoints)
     chosen = as_list(measurements)
@@ -252,7 +256,12 @@ def sweep(
     batch = target.batch() if batch is None else batch
     copied = copy.deepcopy(unwrapped(model))
     data = dataset if dataset is None or isinstance(dataset, IndexedData) else IndexedData(dataset)
-    seen: set[str] = set()
+    written: set[tuple[str, int]] = set()
+
+    def keep(records: Sequence[Record]) -> None:
+        target.write_all(records)
+        written.update((r.name, r.step) for r in records)
+
     for path in track(paths, "sweeping checkpoints"):
         state = Checkpoint.load(path, weights=weights, weights_only=weights_only)
         load_weights(copied, state.weights, path)
@@ -271,15 +280,17 @@ def sweep(
         records = measure(copied, chosen, context=context, source="sweep", weights=weights)
         if not (target.path / "run.json").exists():  # nothing is left behind by a refusal
             target = Run.create(target.path)
-        target.write_all([*records, *agreement(records)])
-        seen |= {r.name for r in records}
-    target.write_all(tracin_sum(_comparable(target.records("influence/scores"))))
+        keep([*records, *agreement(records)])
+    seen = {name for name, _ in written}
+    keep(tracin_sum(_comparable(target.records("influence/scores"))))
     # Every reading goes through the whole file of records: only those that there are.
     for name in (m.name for m in chosen if f"{m.name}/scores" in seen):
-        target.write_all(RankingChange(name)(target.records(f"{name}/scores", source="sweep")))
+        keep(RankingChange(name)(target.records(f"{name}/scores", source="sweep")))
     values = [f"{m.name}/values" for m in chosen if f"{m.name}/values" in seen]
     swept = (r for name in values for r in target.records(name, source="sweep"))
-    target.write_all(drift_series([r for r in swept if is_attribution(r)]))
+    keep(drift_series([r for r in swept if is_attribution(r)]))
+    loggers = logger if isinstance(logger, list | tuple) else [logger]
+    send_swept(target, sinks_for([one for one in loggers if one is not None]), written)
     return target
 
 

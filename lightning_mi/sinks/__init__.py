@@ -4,14 +4,7 @@
 packages, and subclasses of them, are served alike. Every sink guards itself: the first exception
 that its logger raises switches it off with one warning, and training goes on.
 
-==================  ===========  ========  ========  ===========  ======================
-logger              scalars      pictures  examples  final table  report
-==================  ===========  ========  ========  ===========  ======================
-Weights & Biases    yes          yes       HTML      table        ``mi_run/report``
-TensorBoard         yes          yes       Markdown  no           no
-MLflow              yes          yes       HTML      CSV file     ``mi_run/report.html``
-CSV, any other      yes          no        no        no           no
-==================  ===========  ========  ========  ===========  ======================
+What each logger shows is the table of ``docs/loggers.md``.
 
 Which keys are logged is decided in `lightning_mi.sinks.keys`.
 """
@@ -22,20 +15,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from .base import Guarded, LoggerSink, Sink
+from .comet import CometSink
+from .history import NOTES, join, send_swept
 from .keys import Plan, Shown, plan
 from .mlflow import MLFlowSink
-from .scalars import ScalarSink
+from .scalars import CSVSink, ScalarSink
 from .tensorboard import TensorBoardSink
+from .trackio import TrackioSink, is_trackio
 from .wandb import WandbSink
 
 __all__ = [
     # what the callbacks use
+    "NOTES",
     "Sink",
+    "join",
+    "send_swept",
     "sinks_for",
     # one kind of logger each
+    "CSVSink",
+    "CometSink",
     "MLFlowSink",
     "ScalarSink",
     "TensorBoardSink",
+    "TrackioSink",
     "WandbSink",
     # to write another
     "Guarded",
@@ -49,6 +51,9 @@ KINDS: tuple[tuple[str, type[LoggerSink]], ...] = (
     ("WandbLogger", WandbSink),
     ("TensorBoardLogger", TensorBoardSink),
     ("MLFlowLogger", MLFlowSink),
+    ("CometLogger", CometSink),
+    ("TrackioLogger", TrackioSink),
+    ("CSVLogger", CSVSink),
 )
 """Class names, from either Lightning package, and the sinks that know what they can do."""
 
@@ -67,9 +72,8 @@ def sinks_for(loggers: Sequence[Any]) -> list[Sink]:
     Returns:
         The sinks, in the order of their loggers.
     """
-    told: set[str] = set()
     chosen = ((logger, _kind(logger)) for logger in loggers)
-    return [Guarded(kind(logger, told)) for logger, kind in chosen if kind is not None]
+    return [Guarded(kind(logger)) for logger, kind in chosen if kind is not None]
 
 
 def _kind(logger: Any) -> type[LoggerSink] | None:
@@ -77,6 +81,8 @@ def _kind(logger: Any) -> type[LoggerSink] | None:
     names = {cls.__name__ for cls in type(logger).__mro__}
     if names & set(IGNORED):
         return None
+    if "WandbLogger" in names and is_trackio(logger):
+        return TrackioSink
     for name, kind in KINDS:
         if name in names:
             return kind

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -9,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from ..record import Panel, Record
 from .texts import labels
 
-__all__ = ["COLUMNS", "Row", "long_table"]
+__all__ = ["COLUMNS", "Row", "csv_text", "long_table"]
 
 COLUMNS = ["name", "step", "coordinates", "value"]
 Row = tuple[str, int, str, float | None]
@@ -38,6 +40,22 @@ def long_table(records: Sequence[Record], limit: int = 50_000) -> list[Row]:
     total = sum(record.panel.values.numel() for record in kept)
     every = math.ceil(total / limit) if total > limit else 1
     return [row for record in _thinned(kept, every) for row in _rows(record)]
+
+
+def csv_text(records: Sequence[Record]) -> str:
+    """Return the long table as the text of a CSV file.
+
+    Args:
+        records: Records of a run.
+
+    Returns:
+        A line of `COLUMNS`, then one a row; a value that is not finite is left empty.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(long_table(records))
+    return file.getvalue()
 
 
 def _thinned(records: Sequence[Record], every: int) -> Iterator[Record]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +11,7 @@ from ..runs import Run
 from .base import RUN_SECTION, LoggerSink
 from .examples import examples_html
 from .keys import Shown
-from .longtable import COLUMNS, long_table
+from .longtable import csv_text
 from .pictures import draw
 
 __all__ = ["MLFlowSink"]
@@ -53,19 +51,26 @@ class MLFlowSink(LoggerSink):
             words = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             self._tag(f"lightning_mi.{name}", words)
 
+    def log_files(self, run: Run) -> None:
+        """Log the long table as a CSV file, and the report.
+
+        Args:
+            run: All records, and the report if there is one.
+        """
+        client, run_id = self.logger.experiment, self.logger.run_id
+        records = run.records()
+        if records:
+            client.log_text(run_id, csv_text(records), f"{RUN_SECTION}/table.csv")
+        if run.report.exists():
+            client.log_artifact(run_id, str(run.report), RUN_SECTION)
+
     def log_end(self, run: Run, summary: Mapping[str, float | str]) -> None:
-        """Log the long table as a CSV file, the report, and the summary.
+        """Log files and summary; the words of a summary are tags.
 
         Args:
             run: All records, and the report if there is one.
             summary: Values by name.
         """
-        client, run_id = self.logger.experiment, self.logger.run_id
-        records = run.records()
-        if records:
-            client.log_text(run_id, _csv(long_table(records)), f"{RUN_SECTION}/table.csv")
-        if run.report.exists():
-            client.log_artifact(run_id, str(run.report), RUN_SECTION)
         for name, value in summary.items():
             if isinstance(value, str):
                 self._tag(name, value)
@@ -73,11 +78,3 @@ class MLFlowSink(LoggerSink):
 
     def _tag(self, name: str, words: str) -> None:
         self.logger.experiment.set_tag(self.logger.run_id, name, words[:TAG])
-
-
-def _csv(rows: Sequence[Sequence[Any]]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows)
-    return file.getvalue()

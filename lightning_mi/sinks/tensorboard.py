@@ -8,7 +8,7 @@ from typing import Any
 
 from ..record import plain
 from ..runs import Run
-from .base import RUN_SECTION, LoggerSink
+from .base import RUN_SECTION, LoggerSink, summary_markdown
 from .examples import examples_markdown
 from .keys import Shown
 from .pictures import caption, draw
@@ -55,7 +55,7 @@ class TensorBoardSink(LoggerSink):
             summary: Values by name.
         """
         if summary:
-            rows = [f"| {name} | {value} |" for name, value in summary.items()]
-            table = "\n".join(["| what | value |", "|---|---|", *rows])
-            self.logger.experiment.add_text(f"{RUN_SECTION}/summary", table, self.last_step)
+            words = summary_markdown(summary)
+            self.logger.experiment.add_text(f"{RUN_SECTION}/summary", words, self.last_step)
         super().log_end(run, summary)
+        self.logger.experiment.flush()  # nobody closes the logger of a sweep

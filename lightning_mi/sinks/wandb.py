@@ -24,8 +24,8 @@ __all__ = ["WandbSink", "build_workspace"]
 class WandbSink(LoggerSink):
     """Sends records to a ``WandbLogger``, online or offline, also around a user's own run."""
 
-    def __init__(self, logger: Any, told: set[str] | None = None) -> None:
-        super().__init__(logger, told)
+    def __init__(self, logger: Any) -> None:
+        super().__init__(logger)
         self._defined: set[str] = set()
 
     def start(self, info: Mapping[str, Any]) -> None:
