@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_mi import Classification, Margin
+from lightning_mi import Classification, IndexedData, Margin
 from lightning_mi.influence import (
     CG,
     EKFAC,
@@ -29,6 +29,8 @@ from lightning_mi.influence import (
     source,
     tracin,
 )
+from lightning_mi.influence.point import Point
+from lightning_mi.influence.products import Curvature
 
 pytestmark = pytest.mark.filterwarnings("ignore:The model is far", "ignore:The solver stopped")
 
@@ -177,3 +179,27 @@ def test_scores_along_a_run_do_not_depend_on_batches(
     same(*by_size)
     loader = DataLoader(train, batch_size=7, shuffle=True, drop_last=True)
     assert torch.equal(scored(loader, queries, 7), by_size[1])
+
+
+@pytest.mark.parametrize("name", [n for n in SOLVERS if "relative" not in n])
+def test_the_curvature_of_decay_counts_as_damping(name: str, problem: Any) -> None:
+    """½ r ‖θ‖² bends by r in every direction, whatever the solver approximates."""
+    model, train, _ = problem
+    data, point = IndexedData(train), Point(model)
+
+    def decay(m: nn.Module) -> Tensor:
+        return 0.02 * torch.stack([p.square().sum() for p in m.parameters()]).sum()
+
+    def found(regularizer: Any, damping: float) -> Tensor:
+        curvature = Curvature(
+            point,
+            Objective(Classification(), regularizer=regularizer),
+            lambda: [data.batch(range(EXAMPLES))],
+            EXAMPLES,
+            damping=damping,
+            subset=lambda places: [data.batch(places)],
+        )
+        right = torch.ones(2, point.size).double()
+        return SOLVERS[name].solve(curvature, right).vectors
+
+    same(found(decay, 0.01), found(None, 0.05))

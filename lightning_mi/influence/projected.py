@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -28,7 +28,8 @@ class DataInf:
     """The mean of inverses in place of the inverse of a mean (Kwon et al. 2024).
 
     For each block: s = (1/nλ) Σᵢ [g − (gᵢᵀ g) / (λ + ‖gᵢ‖²) gᵢ] with gᵢ = ∇ℓᵢ. Good for blocks with
-    few parameters, as adapters of low rank have.
+    few parameters, as adapters of low rank have. The mean curvature of a regulariser in the block
+    is added to λ.
 
     Args:
         relative_damping: None takes the one λ of the call, which has to be positive; a number c
@@ -50,14 +51,16 @@ class DataInf:
             ArgumentError: If there is no damping.
         """
         curvature = structured(product, "DataInf")
-        if self.relative_damping is None and curvature.damping == 0:
+        ridges = _ridges(curvature, curvature.gathered("true").blocks)
+        absolute = self.relative_damping is None
+        if absolute and not all(curvature.damping + own > 0 for own in ridges.values()):
             raise ArgumentError.of(
                 "damping",
                 expected="more than 0 for DataInf, which divides by it",
                 got=0,
                 do="For example damping=0.01, or DataInf(relative_damping=0.1).",
             )
-        return _DataInf(self, curvature, curvature.gathered("true"))
+        return _DataInf(self, curvature, curvature.gathered("true"), ridges)
 
     def solve(self, product: Product, right: Tensor) -> Solution:
         """Return the approximate inverse applied to each right-hand side.
@@ -73,8 +76,11 @@ class DataInf:
 
 
 class _DataInf:
-    def __init__(self, solver: DataInf, curvature: Curvature, gathered: Gathered) -> None:
+    def __init__(
+        self, solver: DataInf, curvature: Curvature, gathered: Gathered, ridges: dict[str, float]
+    ) -> None:
         self.solver, self.curvature, self.gathered = solver, curvature, gathered
+        self.ridges = ridges
 
     def __call__(self, right: Tensor) -> Solution:
         blocks = {b.name: b for b in self.gathered.blocks}
@@ -97,13 +103,14 @@ class _DataInf:
         """Of each block; a relative one takes a pass over the data, once for all right sides."""
         blocks, scale = {b.name: b for b in self.gathered.blocks}, self.solver.relative_damping
         if scale is None:
-            return dict.fromkeys(blocks, self.curvature.damping)
+            return {n: self.curvature.damping + own for n, own in self.ridges.items()}
         squares, examples = dict.fromkeys(blocks, 0.0), 0
         for chunk in self.gathered:
             examples += chunk.examples
             for name, rows in _wholes(blocks, chunk.losses):
                 squares[name] += float(rows.square().sum())
-        return {n: max(scale * s / examples / blocks[n].size, 1e-30) for n, s in squares.items()}
+        means = {n: scale * s / examples / blocks[n].size for n, s in squares.items()}
+        return {n: max(mean + self.ridges[n], 1e-30) for n, mean in means.items()}
 
 
 @dataclass(frozen=True)
@@ -111,8 +118,9 @@ class LoGra:
     """The curvature of gradients projected inside each layer (Choe et al. 2024).
 
     φᵢ = Pₒ (Σ s aᵀ) Pₐᵀ for each weight matrix, with random P of variance 1/rank, and s = Pᵀ (Φ̄ +
-    λI)⁻¹ P g with Φ̄ the mean of φᵢ φᵢᵀ. Parameters that are no matrix, and embeddings, count as
-    fixed; the part that is covered is in the details.
+    λI)⁻¹ P g with Φ̄ the mean of φᵢ φᵢᵀ. The mean curvature of a regulariser in the layer is added
+    to λ. Parameters that are no matrix, and embeddings, count as fixed; the part that is covered is
+    in the details.
 
     Args:
         rank: Of each side.
@@ -145,7 +153,10 @@ class LoGra:
                 if name in chosen:
                     total = _small_covariance(chosen[name], pieces, sides[name])
                     sums[name] = total + sums[name] if name in sums else total
-        inverses = {n: _damped_inverse(s / examples, curvature.damping) for n, s in sums.items()}
+        dampings = {
+            n: curvature.damping + own for n, own in _ridges(curvature, chosen.values()).items()
+        }
+        inverses = {n: _damped_inverse(s / examples, dampings[n]) for n, s in sums.items()}
         covered = sum(b.size for b in chosen.values()) / curvature.point.size
 
         def inverse(right: Tensor) -> Solution:
@@ -185,9 +196,10 @@ class TRAK:
     """The curvature of randomly projected margin gradients (Park et al. 2023), of one model.
 
     φᵢ = Pᵀ ∇margin_i with P random of variance 1/dimension and margin = log(p / (1 − p)) of the
-    true class, s = P (Φ̄ + λI)⁻¹ Pᵀ g with Φ̄ the mean of φᵢ φᵢᵀ. The paper's weight 1 − p of each
-    training example is part of its loss gradient: ∇ℓ = −(1 − p) ∇margin. Ask with
-    ``query=Margin()`` as the paper does. Average over models trained apart; one alone is noisy.
+    true class, s = P (Φ̄ + λI)⁻¹ Pᵀ g with Φ̄ the mean of φᵢ φᵢᵀ. The mean curvature of a regulariser
+    is added to λ. The paper's weight 1 − p of each training example is part of its loss gradient:
+    ∇ℓ = −(1 − p) ∇margin. Ask with ``query=Margin()`` as the paper does. Average over models
+    trained apart; one alone is noisy.
 
     Args:
         dimension: Of the projection.
@@ -216,7 +228,9 @@ class TRAK:
             pieces = gathered.of(batch, partial(margin, batch=batch))
             features = self._features(gathered, pieces)
             total += (features.T @ features).to(total)
-        small = _damped_inverse(total / curvature.examples, curvature.damping)
+        ridge = curvature.ridge()
+        own = 0.0 if ridge is None else float(ridge.mean())
+        small = _damped_inverse(total / curvature.examples, curvature.damping + own)
 
         def inverse(right: Tensor) -> Solution:
             projected = right.new_zeros(len(right), self.dimension)
@@ -272,6 +286,12 @@ class TRAK:
                 slice(start, start + rows),
                 matrix.to(gathered.point.device, gathered.kind),
             )
+
+
+def _ridges(curvature: Curvature, blocks: Iterable[Block]) -> dict[str, float]:
+    """Return the mean curvature of the regulariser in each block; 0 where it is not diagonal."""
+    ridge = curvature.ridge()
+    return {b.name: 0.0 if ridge is None else float(ridge[b.index].mean()) for b in blocks}
 
 
 def _projection(rows: int, columns: int, generator: torch.Generator) -> Tensor:
