@@ -1,4 +1,4 @@
-"""Models whose causal circuits are known: induction among distractors, gates, and two hops.
+"""Models whose causal circuits are known: induction among distractors, names, gates, two hops.
 
 Every model is written in a basis in which each entry of the residual stream has a meaning, and
 then turned by a random rotation, so that nothing can be read off single entries.
@@ -191,3 +191,53 @@ def bits(hop: bool = False) -> Behavior:
     if not hop:
         corrupted[:, 1] = 0
     return as_behavior(Behavior(clean, corrupted, target=LogitDifference(1, other=0), name="bits"))
+
+
+def names(beta: float = BETA, N: int = 6) -> Built:
+    """Return a circuit for indirect objects: duplicate token, S-inhibition, name mover.
+
+    Prompts are two names, one of them again, and an end; the answer is the other name. The stream
+    is [token | position | where the name stood before | where not to look]. L0H0 looks from a name
+    to where it stood first and writes that place, L1H0 carries the place to the end, and L2H0
+    looks from the end to the first two names, but not to that place, and copies. Beside each
+    stands a head that attends evenly and writes where nobody reads.
+    """
+    V, P = N + 1, 4
+    width = 2 * V + 3 * P
+    token, place, before, avoid = units(width, (0, V), (V, P), (V + P, P), (V + 2 * P, P))
+    (junk,) = units(width, (V + 3 * P, V))
+    size = width
+    end, early = token[N], place[0] + place[1]
+    zero = torch.zeros(width, size)
+
+    def maps(*pairs: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the matrix that sends each first row to the second one."""
+        return sum((a.T @ b for a, b in pairs), torch.zeros(width, width))
+
+    # A query is what is looked for: keys are the stream itself.
+    keys = torch.eye(width)
+    always = (place.sum(0)[None], early[None])
+    duplicate = HeadWeights(beta * maps((token, token), always), keys, maps((place, before)), keys)
+    inhibit = HeadWeights(beta * maps((end[None], place[2:3])), keys, maps((before, avoid)), keys)
+    mover_reads = maps((end[None], early[None]), (avoid, -place))
+    mover = HeadWeights(beta * mover_reads, keys, maps((token[:N], token[:N])), 2 * keys)
+    idle = HeadWeights(zero, zero, maps((token, junk)), keys)
+    turn = rotation(width)
+    blocks = [Heads([own, idle], turn) for own in (duplicate, inhibit, mover)]
+    return Built(token, place, blocks, token.T.contiguous(), turn)
+
+
+def sentences(N: int = 6, pairs: int = 8) -> Behavior:
+    """Return prompts A B B, A B A with an end, corrupted by the other name the second time."""
+    generator = torch.Generator().manual_seed(0)
+    two = torch.stack([torch.randperm(N, generator=generator)[:2] for _ in range(pairs)])
+    again = torch.arange(pairs) % 2
+    rows = torch.arange(pairs)
+    subject, other = two[rows, again], two[rows, 1 - again]
+    end = torch.full((pairs,), N)
+    clean = torch.stack([two[:, 0], two[:, 1], subject, end], 1)
+    corrupted = torch.stack([two[:, 0], two[:, 1], other, end], 1)
+    where = {"subject": torch.full((pairs,), 2), "answer": 1 - again, "wrong": again}
+    return Behavior(
+        clean, corrupted, answers=other, wrong=subject, positions=where, name="sentences"
+    )
