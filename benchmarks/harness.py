@@ -32,6 +32,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SURE = 0.9
 """How sure an interval has to be to hold the median, where there are rounds enough (five)."""
 
+LEAST = 0.5
+"""CPU seconds that warm calls take together at least: three of a few milliseconds tell nothing."""
+
 Case = Callable[[], Callable[[], Any]]
 Round = Mapping[str, Mapping[str, Any]]
 
@@ -123,7 +126,7 @@ def compare(
     """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="processes for each case")
-    parser.add_argument("--calls", type=int, default=3, help="warm calls in each process")
+    parser.add_argument("--calls", type=int, default=3, help="fewest warm calls in a process")
     parser.add_argument("--case", choices=cases, help="run one case in this process, and stop")
     options = parser.parse_args()
     if options.case:
@@ -153,7 +156,7 @@ def measured(
     gc.collect()
     before = mark_memory()
     result, times = work(), []
-    for _ in range(calls):
+    while len(times) < calls or sum(times) < LEAST:
         start = time.process_time()
         work()
         times.append(time.process_time() - start)

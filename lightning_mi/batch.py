@@ -15,7 +15,16 @@ from torch import Tensor
 
 from .errors import ArgumentError
 
-__all__ = ["batch_size", "cloned", "cut", "fingerprint", "labels_of", "main_input", "moved"]
+__all__ = [
+    "batch_size",
+    "cloned",
+    "cut",
+    "doubled",
+    "fingerprint",
+    "labels_of",
+    "main_input",
+    "moved",
+]
 
 INPUT_KEYS = ("input_ids", "pixel_values", "input_values", "inputs_embeds", "inputs", "x", "image")
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
@@ -183,6 +192,31 @@ def cut(batch: Any, size: int) -> Any:
         return value
 
     return shorten(batch)
+
+
+def doubled(batch: Any) -> Any:
+    """Return a batch of one example with that example twice.
+
+    Args:
+        batch: A batch of one.
+
+    Returns:
+        A new batch: tensors and lists of one entry are doubled, all else is kept.
+
+    Example:
+        >>> doubled((torch.ones(1), ["a"]))
+        (tensor([1., 1.]), ['a', 'a'])
+    """
+    if isinstance(batch, Mapping):
+        return {k: doubled(v) for k, v in batch.items()}
+    if isinstance(batch, Tensor):
+        return torch.cat([batch, batch]) if batch.ndim and len(batch) == 1 else batch
+    if isinstance(batch, list | tuple):
+        if len(batch) == 1 and not isinstance(batch[0], Tensor | Mapping):
+            return batch * 2
+        entries = [doubled(v) for v in batch]
+        return tuple(entries) if isinstance(batch, tuple) else entries
+    return batch
 
 
 def cloned(batch: Any) -> Any:

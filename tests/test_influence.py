@@ -700,7 +700,85 @@ def test_large_layers_are_multiplied_in_parts(monkeypatch: pytest.MonkeyPatch) -
     test_gradient_dots_of_a_tied_and_reused_transformer(4, 5)
 
 
+class Placed(nn.Module):
+    """Positions that a batch shares look like the example's own where it is alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(11, 4), nn.Embedding(6, 4)
+        self.mix, self.out = nn.Linear(4, 4), nn.Linear(4, 11)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        places = self.mix(self.places(torch.arange(ids.shape[1])))
+        return self.out(torch.tanh(self.words(ids) + places))
+
+
+@pytest.mark.filterwarnings("ignore:The model is far")
+@pytest.mark.parametrize("name", ["exact", "cg", "kfac", "ekfac"])
+def test_an_example_alone_in_its_batch_is_read_as_among_others(name: str) -> None:
+    torch.manual_seed(0)
+    model, ids = Placed().double(), torch.randint(0, 11, (5, 6))
+    train, asked = TensorDataset(ids), TensorDataset(ids[:3])
+    by_size = [
+        influence_scores(
+            model, Objective(NextToken()), train, asked,
+            solver=name, damping=0.1, batch_size=size, shown=0,
+        ).values
+        for size in (1, 2, 4, 5)
+    ]  # fmt: skip
+    for found in by_size[1:]:
+        assert torch.allclose(found, by_size[0], rtol=1e-6, atol=1e-12)
+
+
 # ------------------------------------------------------------------ TracIn
+
+RATES: dict[str, Any] = {
+    "one": lambda name, p: 0.3,
+    "for each parameter": lambda name, p: 0.1 + 0.01 * len(name),
+    "for each number": lambda name, p: torch.rand_like(p),
+}
+
+
+@pytest.mark.parametrize("rates", RATES)
+@pytest.mark.parametrize("kind", [*KINDS, "tied transformer"])
+def test_tracin_equals_a_loop_for_every_kind_of_module(kind: str, rates: str) -> None:
+    """However batches fall: the last one may be a single example."""
+    build, shape, _ = KINDS.get(kind, (Language, (6, 5), ""))
+    model = build().double().eval()
+    ids = kind in ("lookup", "tied transformer")
+    x = torch.randint(0, 7, shape) if ids else torch.randn(shape).double()
+    task, labels = task_of(model), torch.randint(0, 3, (6,))
+    data = TensorDataset(x) if kind == "tied transformer" else TensorDataset(x, labels)
+    own = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    given = {n: RATES[rates](n, p.detach()) for n, p in own.items()}
+    each = [torch.as_tensor(given[n], dtype=torch.float64).expand(p.shape) for n, p in own.items()]
+    scale = torch.cat([e.flatten() for e in each])
+    gradients = naive_gradients(model, task, data)
+    expected = (gradients[:5] * scale) @ gradients.T
+    asked = TensorDataset(*data[:5])
+    for size in (5, 4, None):
+        found = tracin(
+            model, Objective(task), data, asked, learning_rates=given, batch_size=size, shown=0
+        )
+        assert torch.allclose(found.values, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_layers_with_one_row_need_no_gradient_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of rows, in one part or in several; with a rate of each number they will not do."""
+    model, data = multilayer()
+    goal = Objective(Classification())
+    whole = tracin(model, goal, data, data).values
+    given = {n: torch.full_like(p.detach(), 1.0) for n, p in model.named_parameters()}
+    given["0.weight"][0, 0] = 1.5
+
+    def refused(*_: Any) -> None:
+        raise AssertionError("gradients in full")
+
+    monkeypatch.setattr("lightning_mi.influence.paired.add_dots", refused)
+    monkeypatch.setattr("lightning_mi.influence.paired.PRODUCTS", 30)
+    assert torch.allclose(tracin(model, goal, data, data).values, whole, rtol=1e-12)
+    with pytest.raises(AssertionError, match="in full"):
+        tracin(model, goal, data, data, learning_rates=given)
 
 
 @pytest.mark.parametrize("case", [multilayer, language])

@@ -12,7 +12,17 @@ from torch import Tensor
 from .pieces import Factor, Matrix, Piece, Vector
 from .point import Point, wide
 
-__all__ = ["Block", "add_dots", "blocks_of", "dense", "dense_all", "grouped", "in_parts", "summed"]
+__all__ = [
+    "Block",
+    "add_dots",
+    "blocks_of",
+    "dense",
+    "dense_all",
+    "dot",
+    "grouped",
+    "in_parts",
+    "summed",
+]
 
 ENTRIES = 2**19
 """Entries of the gradients of one block that exist at once; so many stay in a processor's cache."""
@@ -272,7 +282,13 @@ def dense_all(blocks: Sequence[Block], pieces: Iterable[Piece], examples: int, s
     return found
 
 
-def add_dots(total: Tensor, block: Block, pieces: Sequence[Piece], weights: Tensor) -> Tensor:
+def add_dots(
+    total: Tensor,
+    block: Block,
+    pieces: Sequence[Piece],
+    weights: Tensor,
+    sums: Tensor | None = None,
+) -> None:
     """Add the products of gradients of the first cotangent with vectors.
 
     Args:
@@ -280,29 +296,60 @@ def add_dots(total: Tensor, block: Block, pieces: Sequence[Piece], weights: Tens
         block: The block.
         pieces: Its pieces.
         weights: Shape ``[vector, *block.shape]``, in the type of the total.
-
-    Returns:
-        The sum of the gradients, ``[1, *block.shape]``.
+        sums: Shape ``[1, *block.shape]``, to which the sum of the gradients is added, or None.
     """
-    flat = weights.flatten(1).T
-    added = torch.zeros_like(weights[:1])
     for each in pieces:
         piece = each.part(slice(0, 1))
         if isinstance(piece, Matrix) and piece.inputs.is_ids:
             total += _dots_by_id(piece, weights)
-            added += summed(block, piece)
         elif isinstance(piece, Matrix) and len(weights) == 1:
-            left, right = piece.left.rows[0], piece.right.rows[0]
-            total += ((left @ weights[0]) * right).flatten(1).sum(1, keepdim=True)
-            added += summed(block, piece)
-        else:
-            start = 0
-            for part in in_parts(block, [piece], MANY):
-                rows = dense(block, part)[0].flatten(1)
-                total[start : start + len(rows)].addmm_(rows, flat)
-                added += rows.sum(0).reshape(added.shape)
-                start += len(rows)
-    return added
+            total += _dot_of_one(piece, weights[0])
+        elif sums is None or isinstance(piece, Vector) or _single(piece):
+            _add_in_parts(total, block, piece, weights)
+        else:  # The gradients in full are there: their sum is one pass over them.
+            _add_in_parts(total, block, piece, weights, sums)
+            continue
+        if sums is not None:
+            sums += summed(block, piece)
+
+
+def _add_in_parts(
+    total: Tensor, block: Block, piece: Piece, weights: Tensor, sums: Tensor | None = None
+) -> None:
+    flat, start = weights.flatten(1).T, 0
+    for part in in_parts(block, [piece], MANY):
+        rows = dense(block, part)[0].flatten(1)
+        total[start : start + len(rows)].addmm_(rows, flat)
+        start += len(rows)
+        if sums is not None:
+            sums += rows.sum(0).reshape(sums.shape)
+
+
+def _single(piece: Matrix) -> bool:
+    return piece.pulled.rows.shape[2] == 1
+
+
+def _dot_of_one(piece: Matrix, weight: Tensor) -> Tensor:
+    """Return the products with one vector, through the narrower side, as ``[example, 1]``."""
+    left, right = piece.left.rows[0], piece.right.rows[0]
+    if left.shape[-1] < right.shape[-1]:
+        return dot(right @ weight.T, left)
+    return dot(left @ weight, right)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return Σ a · b of each example, without a tensor of the products.
+
+    Args:
+        a: Shape ``[example, …]``.
+        b: The same.
+
+    Returns:
+        Shape ``[example, 1]``, in single precision at least.
+    """
+    if a.element_size() < 4 or b.element_size() < 4:  # Long sums in half precision lose too much.
+        a, b = a.float(), b.float()
+    return (a.flatten(1)[:, None] @ b.flatten(1)[:, :, None])[:, 0]
 
 
 def _dots_by_id(piece: Matrix, weights: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def chunk_size(data: IndexedData, parameters: int = SMALL) -> int:
         At most 64, fewer for long texts and large images, so that memory stays bounded. More
         where the model is small, because its activations are too.
     """
-    inputs = main_input(data.batch([0]))
+    inputs = main_input(fetched(data, [0]))
     limit = 2**18 if inputs.is_floating_point() else 2**14
     most = max(64, min(2048, SMALL // max(1, parameters)))
     return max(1, min(most, limit // max(1, inputs.numel())))
@@ -169,6 +169,9 @@ def fetched(data: IndexedData, indices: Sequence[int]) -> Any:
     known = type(data.dataset) is TensorDataset and data.collate is default_collate
     if not known:
         return data.batch(indices)
+    start, stop = indices[0], indices[-1] + 1
+    if list(indices) == list(range(start, stop)):  # In order, as where all are asked for.
+        return [t[start:stop].clone() for t in data.dataset.tensors]
     places = torch.as_tensor(list(indices))
     return [t[places.to(t.device)] for t in data.dataset.tensors]
 

@@ -222,15 +222,18 @@ class Gathered:
         rows, narrow = [], vectors.to(self.kind)
         total = torch.zeros_like(vectors[:1])
         parts: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
         for pieces, examples in chunks:
             by_name = grouped(pieces)
             parts = parts or {b.name: b.take(narrow) for b in self.blocks}
+            sums = sums or {b.name: total.new_zeros(1, *b.shape) for b in self.blocks}
             row = narrow.new_zeros(examples, len(vectors))
             for block in self.blocks:
                 if block.name in by_name:
-                    added = add_dots(row, block, by_name[block.name], parts[block.name])
-                    block.put(total, block.take(total) + added)
+                    add_dots(row, block, by_name[block.name], parts[block.name], sums[block.name])
             rows.append(row)
+        for block in self.blocks:
+            block.put(total, sums[block.name])
         return torch.cat(rows).to(vectors.dtype), total[0]
 
     def own(self, batch: Any) -> list[Piece]:
@@ -239,7 +242,7 @@ class Gathered:
 
     def of(self, batch: Any, scalar: Callable[[Tensor], Tensor]) -> list[Piece]:
         """Return the gradients of a function of the outputs ``[example, …] -> [example]``."""
-        return self._read(batch, lambda outputs: [_slope(outputs, scalar)])
+        return self._read(batch, lambda outputs: [slope(outputs, scalar)])
 
     def _chunk(self, batch: Any, start: int) -> Chunk:
         counts: list[int] = []
@@ -249,7 +252,7 @@ class Gathered:
             if self.labels == "true":
                 counts.append(1)
                 self.used = "true"
-                return [_slope(outputs, losses_of)]
+                return [slope(outputs, losses_of)]
             places: Sequence[int] = range(start, start + len(outputs))
             if self.places is not None:
                 places = self.places[start : start + len(outputs)]
@@ -257,7 +260,7 @@ class Gathered:
                 self.objective, outputs, batch, self.labels, places, self.seed
             )
             counts.append(len(columns))
-            return [*columns, _slope(outputs, losses_of)] if self.with_losses else columns
+            return [*columns, slope(outputs, losses_of)] if self.with_losses else columns
 
         pieces = self._read(batch, cotangents)
         k = counts[0]
@@ -297,7 +300,7 @@ class Gathered:
         return [Vector(n, torch.stack(r, 1)) for n, r in rows.items()]
 
 
-def _slope(outputs: Tensor, scalar: Callable[[Tensor], Tensor]) -> Tensor:
+def slope(outputs: Tensor, scalar: Callable[[Tensor], Tensor]) -> Tensor:
     """Return the gradients of a function of the outputs ``[example, …] -> [example]`` in them."""
     with torch.enable_grad():
         free = outputs.detach().requires_grad_()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batch import batch_size
+from .blocks import dot
 from .point import Point, repeatable_attention, wide
 from .reader import Layout, Plan, Reader, ValueFunction
 from .recording import Matrix, Use
@@ -76,7 +77,7 @@ class GradientDots:
             return self._multiply(use.matrix, layout, gradient, examples)
         g = layout.split(gradient, examples)
         pushed = (use.push(d).expand_as(gradient) for d in self._by_name)
-        return torch.cat([_dot(layout.split(p, examples), g) for p in pushed], 1)
+        return torch.cat([dot(layout.split(p, examples), g) for p in pushed], 1)
 
     def _multiply(self, matrix: Matrix, layout: Layout, gradient: Tensor, examples: int) -> Tensor:
         """Return the products with the gradients of a layer's weight and bias."""
@@ -84,15 +85,12 @@ class GradientDots:
         weights = torch.stack([matrix.weight(d) for d in self._by_name])  # [direction, out, in]
         if len(weights) == 1:  # Through the narrower side, which saves the larger product.
             wide_out = g.shape[-1] > x.shape[-1]
-            found = _dot(g @ weights[0], x) if wide_out else _dot(x @ weights[0].T, g)
-        elif x.shape[1] == 1:
-            pushed = (x[:, 0] @ weights.flatten(0, 1).T).view(examples, *weights.shape[:2])
-            found = torch.einsum("edo,eo->ed", pushed, g[:, 0])
+            found = dot(g @ weights[0], x) if wide_out else dot(x @ weights[0].T, g)
         else:
             step = max(1, LARGEST // weights[0].numel())
             pairs = zip(torch.split(g, step), torch.split(x, step), strict=True)
             flat = weights.flatten(1).T
-            found = torch.cat([(b.transpose(1, 2) @ a).flatten(1) @ flat for b, a in pairs])
+            found = torch.cat([_whole(b, a).flatten(1) @ flat for b, a in pairs])
         if matrix.bias is not None:
             found = found + g.sum(1) @ torch.stack([matrix.bias(d) for d in self._by_name]).T
         return found
@@ -161,11 +159,9 @@ def mean_gradient(
     return total * weight
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return Σ a · b of each example as ``[example, 1]``, without a tensor of the products."""
-    if a.element_size() < 4 or b.element_size() < 4:  # Long sums in half precision lose too much.
-        a, b = a.float(), b.float()
-    return (a.flatten(1)[:, None] @ b.flatten(1)[:, :, None])[:, 0]
+def _whole(g: Tensor, x: Tensor) -> Tensor:
+    """Return the gradients of a weight in full, ``[example, out, in]``."""
+    return g.transpose(1, 2) * x if x.shape[1] == 1 else g.transpose(1, 2) @ x
 
 
 def _ones(losses: Tensor) -> list[Tensor]:

@@ -47,7 +47,7 @@ class Point:
         self.parameters: dict[str, Tensor] = dict(own)
         self._fixed: dict[str, Tensor] = {}
         # How the layers lay out the examples of a batch, found by whoever reads outputs first.
-        self.plans: dict[Any, Any] = {}
+        self.plans: list[Any] = []
         if self.copied:
             cast = {n: t.detach().to(dtype) for n, t in _floats(model).items()}
             self.parameters = {n: cast[n].requires_grad_() for n in own}

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..batch import batch_size, cut
+from ..batch import batch_size, cut, doubled
 from .point import Point, repeatable_attention
 from .recording import Recorder, Use
 
@@ -94,27 +94,27 @@ class Read:
 class Reader:
     """Reads layer inputs and output gradients of batches, example by example.
 
-    A pass over the first two examples of a batch finds out how each layer lays its examples out
-    (batch first or second, merged with positions or not) by seeing where one example's gradient
-    goes. Parameters for which this cannot be found out, or that enter in a way that is not known to
-    be linear, are named in `Read.lost`.
+    A pass over the first two examples of a batch (of one, over that twice) finds out how each layer
+    lays its examples out (batch first or second, merged with positions or not) by seeing where one
+    example's gradient goes. Parameters for which this cannot be found out, or that enter in a way
+    that is not known to be linear, are named in `Read.lost`.
 
     Args:
         point: The model.
         values: What is differentiated; examples must not depend on each other.
-        plans: What another reader of the same values found out already; filled with more.
+        plans: The plan that other readers of the same values share, empty until one found it.
     """
 
     def __init__(
-        self, point: Point, values: ValueFunction, plans: dict[bool, Plan] | None = None
+        self, point: Point, values: ValueFunction, plans: list[Plan] | None = None
     ) -> None:
         self.point, self.values = point, values
-        self._plans: dict[bool, Plan] = {} if plans is None else plans
+        self._plans: list[Plan] = [] if plans is None else plans
 
     @property
     def plan(self) -> Plan | None:
-        """How batches of several examples are read, once one was."""
-        return self._plans.get(False)
+        """How batches are read, once one was."""
+        return self._plans[0] if self._plans else None
 
     def read(self, batch: Any, cotangents: Cotangents) -> Read:
         """Run a batch forward once, and backward once for each cotangent.
@@ -127,16 +127,15 @@ class Reader:
             Inputs, gradients and whose they are.
         """
         examples = batch_size(batch)
-        single = examples == 1  # Everything is one example's: says nothing about other batches.
         for attempt in range(2):
-            if attempt or single not in self._plans:
+            if attempt or not self._plans:
                 # Laid out otherwise than before, for example padded to another length.
-                self._plans[single] = self._probe(batch)
-            found = self._read(batch, examples, self._plans[single], cotangents)
+                self._plans[:] = [self._probe(batch)]
+            found = self._read(batch, examples, self._plans[0], cotangents)
             if found is not None:
                 return found
         nothing = Plan({}, frozenset(), frozenset(self.point.parameters))
-        self._plans[single] = nothing
+        self._plans[:] = [nothing]
         return Read(None, (), (), (), nothing.lost, examples)
 
     def _record(self, batch: Any, plan: Plan) -> tuple[Tensor, Recorder]:
@@ -172,7 +171,8 @@ class Reader:
 
     def _probe(self, batch: Any) -> Plan:
         """Find a plan by passes over two examples, usually one or two of them."""
-        small = cut(batch, PROBE)
+        # One example alone would have every part, also what a whole batch shares.
+        small = cut(batch, PROBE) if batch_size(batch) > 1 else doubled(batch)
         plan, unplaced = self._look(small, Plan({}, frozenset(), frozenset()))
         for _ in range(2):  # Look through what could not be placed: it may be made of parameters.
             if unplaced:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,9 +18,10 @@ from ..series import named
 from ..target import Loss, TargetOption
 from .data import Candidates, as_indexed, chosen, chunks
 from .objective import Objective, as_objective
+from .paired import queries_in_factors
 from .per_example import gradient_dots
 from .point import Point, wide
-from .queries import Asked, QueryLike, asked_data, orientation_of, queries_of, question_gradients
+from .queries import QueryLike, asked_data, orientation_of, queries_of, question_gradients
 from .result import InfluenceScores
 from .scores import shares_of_queries
 from .shown import shown_panels
@@ -103,8 +104,8 @@ def tracin(
         return _along(states, goal, data, queried, indices, query, each, batch_size)
     with untouched(model) as plain:
         point = Point(plain)
-        asked = question_gradients(point, goal, query, queried, batch_size)
-        found = _scores(point, goal, data, indices, asked, learning_rates or {}, shown, batch_size)
+        job = _Job(point, goal, data, indices, queried, query, shown, batch_size)
+        found = job.scores(learning_rates or {})
     return dataclasses.replace(found, orientation=orientation_of(query))
 
 
@@ -186,14 +187,14 @@ class TracIn:
         data = as_indexed(context.dataset, "dataset")
         goal, point = Objective(context.task), Point(model)
         queried = queries_of(context, self.query, self.queries)
-        asked = question_gradients(point, goal, self.query, queried, self.batch_size)
         indices = chosen(self.candidates, len(data), self.seed)
         rates: Rates = context.learning_rates
         if self.optimizer_aware:
             rates = context.shared(RATES, _no_optimizer)
-        result = _scores(
-            point, goal, data, indices, asked, rates, self.top, self.batch_size, split=1
+        job = _Job(
+            point, goal, data, indices, queried, self.query, self.top, self.batch_size, split=1
         )
+        result = job.scores(rates)
         result = dataclasses.replace(result, orientation=orientation_of(self.query))
         return {**result.reading(), **shown_panels(result, context, data, self.top)}
 
@@ -252,9 +253,8 @@ def _along(
         weight = 1.0 if each == "once" else (state.step - last) / len(data)
         last = state.step
         with untouched(state.model) as plain:
-            point = Point(plain)
-            asked = question_gradients(point, goal, query, queried, batch_size)
-            found = _scores(point, goal, data, indices, asked, state.rates, 0, batch_size)
+            job = _Job(Point(plain), goal, data, indices, queried, query, 0, batch_size)
+            found = job.scores(state.rates)
         total = found.values * weight + (0 if total is None else total)
         kept.append(
             {"step": state.step, "weight": weight, "learning_rate": found.details["learning_rate"]}
@@ -298,47 +298,82 @@ def check_count(argument: str, value: int, *, least: int) -> None:
         )
 
 
-def _scores(
-    point: Point,
-    objective: Objective,
-    data: IndexedData,
-    indices: list[int],
-    asked: Asked,
-    rates: Rates,
-    shown: int,
-    batch_size: int | None,
-    split: int | None = None,
-) -> InfluenceScores:
-    directions = asked.gradients * _rates(point, rates)
-    batches = chunks(data, indices, batch_size, point)
-    values = gradient_dots(point, objective.example_losses, batches, directions).T
-    tokens = shares_of_queries(
-        point, objective, data, indices, values[:split], directions[:split], shown
-    )
-    return InfluenceScores(
-        values.cpu(),
-        tuple(indices),
-        len(data),
-        "tracin",
-        tokens,
-        details={**_details(point, rates), **asked.known},
-    )
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """Scores at one state of the model: what `tracin` was asked for."""
+
+    point: Point
+    objective: Objective
+    data: IndexedData
+    indices: list[int]
+    queried: IndexedData | None
+    query: QueryLike
+    shown: int
+    batch_size: int | None
+    split: int | None = None
+
+    def scores(self, rates: Rates) -> InfluenceScores:
+        """Return them, with learning rates by parameter name."""
+        scale = _rates(self.point, rates)
+        dots, gradients, known = self._dots(scale)
+        values, tokens = dots.T, None
+        if self.objective.next_token is not None and self.shown:
+            tokens = shares_of_queries(
+                self.point,
+                self.objective,
+                self.data,
+                self.indices,
+                values[: self.split],
+                gradients()[: self.split] * scale,
+                self.shown,
+            )
+        return InfluenceScores(
+            values.cpu(),
+            tuple(self.indices),
+            len(self.data),
+            "tracin",
+            tokens,
+            details={**_details(self.point, rates), **known},
+        )
+
+    def _dots(self, scale: Tensor) -> tuple[Tensor, Callable[[], Tensor], dict[str, Any]]:
+        """Return products ``[example, query]``, the queries' gradients, and facts about these."""
+        question = (self.point, self.objective, self.query, self.queried, self.batch_size)
+        queries = queries_in_factors(*question)
+        dots = None if queries is None else queries.dots(self._batches(), scale)
+        if queries is not None and dots is not None:
+            return dots, lambda: queries.whole, {}
+        asked = question_gradients(*question)
+        directions, losses = asked.gradients * scale, self.objective.example_losses
+        dots = gradient_dots(self.point, losses, self._batches(), directions)
+        return dots, lambda: asked.gradients, asked.known
+
+    def _batches(self) -> Iterator[Any]:
+        return chunks(self.data, self.indices, self.batch_size, self.point)
 
 
 def _rates(point: Point, rates: Rates) -> Tensor:
+    """Return the rate of each parameter ``[P]``, or of all of them ``[1]`` where it is one."""
+    used = [rates.get(n, 1.0) for n in point.parameters]
+    device, kind = point.device, wide(point.device)
+    plain = [float(r) for r in used if not isinstance(r, Tensor)]
+    if len(plain) == len(used) and len(set(plain)) == 1:
+        return torch.tensor(plain[:1], device=device, dtype=kind)
     each = [
-        torch.as_tensor(rates.get(n, 1.0), dtype=torch.float64).cpu().expand(p.shape).flatten()
-        for n, p in point.parameters.items()
+        torch.as_tensor(r, dtype=torch.float64).cpu().expand(p.shape).flatten()
+        for r, p in zip(used, point.leaves, strict=True)
     ]
-    return torch.cat(each).to(device=point.device, dtype=wide(point.device))
+    return torch.cat(each).to(device=device, dtype=kind)
 
 
 def _details(point: Point, rates: Rates) -> dict[str, Any]:
-    used = [torch.as_tensor(rates.get(n, 1.0)) for n in point.parameters]
-    missing = sum(n not in rates for n in point.parameters)
+    used = [rates.get(n, 1.0) for n in point.parameters]
+    tensors = [r for r in used if isinstance(r, Tensor)]
+    ends = [float(r) for r in used if not isinstance(r, Tensor)]
+    ends += [float(end) for r in tensors for end in (r.min(), r.max())]
     return {
-        "learning_rate": [min(float(r.min()) for r in used), max(float(r.max()) for r in used)],
-        "learning_rate_assumed_1": missing,
-        "optimizer_aware": any(r.ndim > 0 for r in used),
+        "learning_rate": [min(ends), max(ends)],
+        "learning_rate_assumed_1": sum(n not in rates for n in point.parameters),
+        "optimizer_aware": any(r.ndim > 0 for r in tensors),
         "scale": "not divided by n",
     }
