@@ -27,7 +27,7 @@ def add_edges(
     wiring: Wiring,
     behavior: Behavior,
     batch: Any,
-    delta: Tensor,
+    late: Tensor,
     copies: int,
     path: Mapping[int, Tensor],
     inside: Inside = nullcontext,
@@ -40,15 +40,15 @@ def add_edges(
         wiring: The model.
         behavior: What is explained.
         batch: The prompts of the run that the path starts at.
-        delta: What each node writes in one run less what it writes in the other one.
+        late: What each node writes in one run less what it writes in the other one, from the
+            first position on at which that is not zero, flat ``[writer, entry]``.
         copies: Number of points of the path, all run as one batch ``[step, example]``.
         path: What embeddings write there; empty where gradients are those of the run itself.
         inside: Makes a context that the pass is run in.
-        start: First position at which ``delta`` is not zero.
+        start: That position.
     """
     size, graph = len(behavior), wiring.graph
     scale = 1.0 / (size * copies)
-    late = delta[:, :, start:]
 
     def rewrite(writer: int, layer: int, value: Tensor) -> Tensor:
         return value if layer >= 0 else path.get(writer, value)
@@ -56,7 +56,7 @@ def add_edges(
     def add(made: Tensor, inputs: list[int], g: Tensor) -> None:
         stop = graph.after[inputs[0]]
         if stop:
-            product = late[:stop].flatten(1) @ g.flatten(1).T
+            product = late[:stop] @ g.flatten(1).T
             made[:stop, inputs] += scale * product.to(made)
 
     _each_input(values, wiring, behavior, batch, copies, copies, rewrite, add, inside, start)

@@ -123,10 +123,11 @@ def edge_attribution(
             add_own_edges(found.values, wiring, own, here, base, other, delta, steps)
         else:
             path = path_of(wiring, own, base.returned, other.returned, steps) if steps else {}
-            del base, other  # One stream for each part that reads or writes.
+            late = delta[:, :, trim.start :].flatten(1)
+            del base, other, delta  # Streams of each part that reads or writes.
             inside = partial(trimmed, wiring, trim, max(steps, 1))
             add_edges(
-                found.values, wiring, own, here, delta, max(steps, 1), path, inside, trim.start
+                found.values, wiring, own, here, late, max(steps, 1), path, inside, trim.start
             )
     found.values.masked_fill_(~found.graph.lawful.to(found.values.device), math.nan)
     return dataclasses.replace(found, values=found.values.cpu(), found_on=own)

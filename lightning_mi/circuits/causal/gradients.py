@@ -98,11 +98,17 @@ def at_inputs(
         known = heads[reader.layer]
         if exact or known is None:
             slow_parts = (_by_head(site, r, given[r], x) for r in ROLES)
-            parts = [added(g[:, :, start:], 1, steps, size) for g in slow_parts]
+            made = torch.cat([added(g[:, :, start:], 1, steps, size) for g in slow_parts])
         else:
+            values: dict[Role, Tensor] = {"q": site.q, "k": site.k, "v": site.v}
             near, late = x.detach()[:, start:], known.since(start)
-            parts = [late.pullback(r, given[r][:, :, start:], near, steps, size) for r in ROLES]
-        made = torch.cat(parts)
+            made = late.pullback(
+                {r: given[r][:, :, start:] for r in ROLES},
+                {r: values[r].detach()[:, :, start:] for r in ROLES},
+                near,
+                steps,
+                size,
+            )
         if sum(x is y for y in entering.values()) > 1:
             shared[id(x)] = made.sum(0)
         yield own, made

@@ -10,6 +10,7 @@ own values, or the layer is refused.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -113,12 +114,7 @@ class HeadInputs:
     def projected(self, role: Role, n: Tensor) -> Tensor:
         """Return W n + b of each head from the normalised ``[head, …, d_model]``."""
         weight, bias = self.weights[role].to(n), self.biases[role].to(n)
-        if n.shape[0] == 1:  # All heads read the same.
-            heads, width = weight.shape[0], weight.shape[-1]
-            flat = n[0] @ weight.transpose(0, 1).reshape(weight.shape[1], -1)
-            made = torch.unflatten(flat, -1, (heads, width)).movedim(-2, 0)
-        else:
-            made = torch.unflatten(n.flatten(1, 2) @ weight, 1, n.shape[1:3])
+        made = torch.unflatten(n.flatten(1, 2) @ weight, 1, n.shape[1:3])
         projected: Tensor = made + bias[:, None, None]
         return projected
 
@@ -139,32 +135,65 @@ class HeadInputs:
         turns = {role: turn.since(start) for role, turn in self.turns.items()}
         return dataclasses.replace(self, turns=turns)
 
-    def pullback(self, role: Role, given: Tensor, x: Tensor, steps: int, size: int) -> Tensor:
-        """Return the gradient at each head's own input from that at its query, key or value.
+    def pullback(
+        self,
+        given: Mapping[Role, Tensor],
+        values: Mapping[Role, Tensor],
+        x: Tensor,
+        steps: int,
+        size: int,
+    ) -> Tensor:
+        """Return the gradient at each input of each head from those at queries, keys and values.
 
         The exact vector-Jacobian product: turned back, through the norm of queries where there is
-        one, through the head's matrix, and through the norm of the stream. Steps are summed before
-        anything is as wide as the stream.
+        one, through the head's matrix W, and through the norm of the stream. With W' = gain·W and
+        g at x̂W' the last is Σ (g/s) W'ᵀ − Σ x̂·(g · x̂W')/(d·s) − Σ (g · mean of W')/s: only sums
+        over steps are as wide as the stream. g · x̂W' is known from the values themselves.
 
         Args:
-            role: Which.
-            given: Gradient ``[row, head, position, d_head]``.
+            given: Gradients at each role ``[row, head, position, d_head]``.
+            values: Queries, keys and values as they enter the kernel, likewise.
             x: The stream that all heads read ``[row, position, d_model]``.
             steps: Rows are ``[…, step, example]``: how many steps are added up.
             size: Number of examples.
 
         Returns:
-            Shape ``[head, row / steps, position, d_model]``.
+            Shape ``[input, row / steps, position, d_model]``: queries, keys, values.
         """
-        g = self.turns[role](widened(given).transpose(0, 1), back=True)
-        inner, wide = self.inner[role], widened(x)
-        if inner is not None:
-            n = wide if self.norm is None else self.norm(wide)
-            g = norm_pullback(inner, g, self.projected(role, n[None]))
-        weight = self.weights[role].to(g)
+        wide = widened(x)
+        back = [self._back(role, given[role], values[role], wide) for role in ROLES]
+        weights = [self.weights[role].to(wide) for role in ROLES]
         if self.norm is None:
-            return _widen(added(g, 1, steps, size), weight)
-        return _through(self.norm, g, weight, wide, steps, size)
+            gradients = (added(g, 1, steps, size) for g, _ in back)
+            return torch.cat([_widen(g, W) for g, W in zip(gradients, weights, strict=True)])
+        scale, unit = _scaled(self.norm, wide)
+        scaled = (added(g / scale, 1, steps, size) for g, _ in back)
+        made = torch.cat([_widen(g, W) for g, W in zip(scaled, weights, strict=True)])
+        if self.norm.weight is not None:
+            made *= self.norm.weight.to(made)
+        if self.norm.kind == "layer":
+            made -= made.mean(-1, keepdim=True)
+        along = torch.cat([a for _, a in back]) / (wide.shape[-1] * scale[..., 0])
+        parts = torch.unflatten(along, 1, (-1, steps, size))
+        units = torch.unflatten(unit, 0, (-1, steps, size))
+        made -= torch.einsum("hgsbt,gsbtd->hgbtd", parts, units).flatten(1, 2)
+        return made
+
+    def _back(self, role: Role, given: Tensor, value: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradient g at what the matrix gave ``[head, row, …]``, and g · x̂W'."""
+        given = widened(given).transpose(0, 1)
+        g, inner = self.turns[role](given, back=True), self.inner[role]
+        if inner is None:  # What follows the matrix is linear.
+            along = (given * widened(value).transpose(0, 1)).sum(-1)
+        else:
+            n = x if self.norm is None else self.norm(x)
+            projected = self.projected(role, n[None])
+            g = norm_pullback(inner, g, projected)
+            along = (g * projected).sum(-1)
+        constant = self.biases[role].to(g)
+        if self.norm is not None and self.norm.bias is not None:
+            constant = constant + self.norm.bias.to(g) @ self.weights[role].to(g)
+        return g, along - torch.einsum("hntk,hk->hnt", g, constant)
 
 
 def added(values: Tensor, axis: int, steps: int, size: int) -> Tensor:
@@ -191,27 +220,10 @@ def _widen(g: Tensor, weight: Tensor) -> Tensor:
     return made
 
 
-def _through(norm: Norm, g: Tensor, weight: Tensor, x: Tensor, steps: int, size: int) -> Tensor:
-    """Return `norm_pullback` of g Wᵀ, added up over steps.
-
-    With W' = gain·W it is Σ (g/s) W'ᵀ − Σ x̂·(g · x̂W')/(d·s) − Σ (g · mean of W')/s: only sums over
-    steps are as wide as the stream.
-    """
+def _scaled(norm: Norm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a norm divides by, and x̂."""
     scale = norm.scale(x)
-    unit = (x - x.mean(-1, keepdim=True) if norm.kind == "layer" else x) / scale
-    W = weight if norm.weight is None else norm.weight.to(weight)[:, None] * weight
-    heads, d, width = W.shape
-    seen = torch.unflatten(unit @ W.transpose(0, 1).reshape(d, -1), -1, (heads, width))
-    scaled = g / scale
-    along = torch.einsum("hntk,nthk->hnt", scaled, seen) / d
-    made = _widen(added(scaled, 1, steps, size), W)
-    parts = torch.unflatten(along, 1, (-1, steps, size))
-    units = torch.unflatten(unit, 0, (-1, steps, size))
-    made = made - torch.einsum("hgsbt,gsbtd->hgbtd", parts, units).flatten(1, 2)
-    if norm.kind == "layer":
-        level = torch.einsum("hntk,hk->hnt", scaled, W.mean(1))
-        made = made - added(level, 1, steps, size)[..., None]
-    return made
+    return scale, (x - x.mean(-1, keepdim=True) if norm.kind == "layer" else x) / scale
 
 
 def norm_pullback(norm: Norm, given: Tensor, x: Tensor) -> Tensor:
@@ -228,8 +240,7 @@ def norm_pullback(norm: Norm, given: Tensor, x: Tensor) -> Tensor:
     Returns:
         The same shape as ``given``.
     """
-    scale = norm.scale(x)
-    unit = (x - x.mean(-1, keepdim=True) if norm.kind == "layer" else x) / scale
+    scale, unit = _scaled(norm, x)
     g = given if norm.weight is None else given * norm.weight.to(given)
     along = (g * unit).mean(-1, keepdim=True)
     made = g - unit * along

@@ -120,7 +120,8 @@ def _written(
         return site.z
 
     rows = repeated(batch, len(behavior), copies)
-    outputs = wiring.play(rows, lambda readers, x: x, leave, edit, (behavior, copies), inside)
+    reading = (behavior, copies)
+    outputs = wiring.play(rows, lambda readers, x: x, leave, edit, reading, inside, alone=True)
     return outputs, [made.get(i) for i in range(len(wiring.anatomy.writers))]
 
 

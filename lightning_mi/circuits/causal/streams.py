@@ -309,6 +309,8 @@ class Wiring:
         edit: Callable[[int, Site], Tensor],
         reading: tuple[Behavior, int] | None,
         inside: Inside = nullcontext,
+        *,
+        alone: bool = False,
     ) -> Tensor:
         """Run the model and let others say what is read and written.
 
@@ -319,6 +321,8 @@ class Wiring:
             edit: Returns what the heads of a layer write instead.
             reading: A behavior and how often it is repeated, where logits are only read there.
             inside: Makes a context that the pass is run in, once all hooks are set.
+            alone: Logits that are read at one position come without the others, where the metric
+                can be asked of ``[example, token]``.
 
         Returns:
             The model's outputs.
@@ -328,7 +332,7 @@ class Wiring:
         def each(site: Site) -> Tensor:
             return edit(next(layers), site)
 
-        with self.opened(enter, leave, each, reading, inside) as run:
+        with self.opened(enter, leave, each, reading, inside, alone=alone) as run:
             return run(batch)
 
     @contextmanager
@@ -350,8 +354,7 @@ class Wiring:
             edit: Returns what the heads of an attention write instead.
             reading: See `play`.
             inside: See `play`.
-            alone: Logits that are read at one position come without the others, where the metric
-                can be asked of ``[example, token]``.
+            alone: See `play`.
 
         Yields:
             A function that runs the model on a batch and returns its outputs.
