@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -83,11 +84,22 @@ def _parameters(network: nn.Module) -> set[str]:
     return set(found)
 
 
+_SIGNATURES: MutableMapping[Any, Mapping[str, inspect.Parameter]] = WeakKeyDictionary()
+"""Of methods named ``forward``: to read a signature takes as long as a small model."""
+
+
 def _signature(network: nn.Module) -> Mapping[str, inspect.Parameter]:
+    method = getattr(network.forward, "__func__", None)
+    known = None if method is None else _SIGNATURES.get(method)
+    if known is not None:
+        return known
     try:
-        return inspect.signature(network.forward).parameters
+        found = inspect.signature(network.forward).parameters
     except (TypeError, ValueError):
         return {}
+    if method is not None:
+        _SIGNATURES[method] = found
+    return found
 
 
 def _with_positions(network: nn.Module, taken: dict[str, Any], names: set[str]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def untouched(model: nn.Module) -> Iterator[nn.Module]:
         True
     """
     plain = unwrapped(model)
-    modules = list(plain.modules())  # Once: to walk through them costs as much as a small model.
+    modules = _modules(plain)
     parameters = _parameters(modules)
     versions = [(p, _version(p)) for p in parameters]
     devices = {p.device for p in parameters}
@@ -110,7 +110,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    flags = [(p, p.requires_grad) for p in model.parameters()]
+    flags = [(p, p.requires_grad) for p in _parameters(_modules(model))]
     try:
         for p, flag in flags:
             if flag:
@@ -137,6 +137,21 @@ def unfused() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+def _modules(model: nn.Module) -> list[nn.Module]:
+    """Return all modules, each once, in an order that depends on the model alone.
+
+    ``model.modules()`` also spells their names, which takes as long as a small model.
+    """
+    found = {id(model): model}
+    left = [model]
+    while left:
+        for child in left.pop()._modules.values():
+            if child is not None and id(child) not in found:
+                found[id(child)] = child
+                left.append(child)
+    return list(found.values())
+
+
 def _parameters(modules: list[nn.Module]) -> list[nn.Parameter]:
     tables = (m._parameters.values() for m in modules)
     return list({id(p): p for table in tables for p in table if p is not None}.values())
@@ -144,7 +159,7 @@ def _parameters(modules: list[nn.Module]) -> list[nn.Parameter]:
 
 def _changed(model: nn.Module, versions: list[tuple[nn.Parameter, int | None]]) -> list[str]:
     """Return the names of parameters that are not the ones they were, or not what they were."""
-    now = _parameters(list(model.modules()))
+    now = _parameters(_modules(model))
     same = len(now) == len(versions) and all(
         p is q and _version(p) == version for p, (q, version) in zip(now, versions, strict=True)
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -216,7 +216,9 @@ def enter(model: nn.Module, batch: Any, task: Task, *, graph: bool) -> Entry:
     """
     inputs = task.inputs(batch)
     _check_inputs(model, inputs)
-    with torch.set_grad_enabled(graph), _linear_maps(model) as maps:
+    # A single gradient runs the model once: no later run could leave other positions out.
+    maps: list[tuple[nn.Linear, int, torch.Size]] = []
+    with torch.set_grad_enabled(graph), nullcontext() if graph else _linear_maps(model, maps):
         if inputs.is_floating_point():
             leaf = inputs.as_subclass(Tensor).detach().requires_grad_(graph)
             outputs = task.outputs(model, task.with_inputs(batch, leaf))
@@ -234,9 +236,10 @@ def enter(model: nn.Module, batch: Any, task: Task, *, graph: bool) -> Entry:
 
 
 @contextmanager
-def _linear_maps(model: nn.Module) -> Iterator[list[tuple[nn.Linear, int, torch.Size]]]:
+def _linear_maps(
+    model: nn.Module, noted: list[tuple[nn.Linear, int, torch.Size]]
+) -> Iterator[None]:
     """Note what linear maps put out: where it lies and its form, so that nothing is kept alive."""
-    noted: list[tuple[nn.Linear, int, torch.Size]] = []
 
     def hook(module: Any, args: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim == 3:
@@ -245,7 +248,7 @@ def _linear_maps(model: nn.Module) -> Iterator[list[tuple[nn.Linear, int, torch.
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     handles = [m.register_forward_hook(hook) for m in linear]
     try:
-        yield noted
+        yield
     finally:
         for handle in handles:
             handle.remove()
