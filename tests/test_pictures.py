@@ -427,3 +427,22 @@ def test_a_byte_level_vocabulary_gives_back_its_text(text: str) -> None:
 
 def test_a_byte_fallback_is_a_byte() -> None:
     assert readable(["▁a", "<0xE2>", "<0x98>", "<0x83>", "<0x0A>"]) == [" a", "☃", "⋯", "⋯", "\n"]
+
+
+@pytest.mark.parametrize("words", ["induction", "jÅg|_", "  x ", "⏎⇥é☃", "", " ", "a\u0301"])
+@pytest.mark.parametrize("size", [11, 12])
+def test_kept_shapes_of_words_are_what_pillow_draws(words: str, size: int) -> None:
+    from PIL import Image, ImageDraw
+
+    from lightning_mi.sinks.canvas import _font
+
+    for colour in [(10, 20, 200), (255, 255, 255)]:  # the second finds its shape kept
+        own = Canvas(120, 30)
+        own.box(10, 5, (60, 20), (120, 40, 40))
+        own.text((13, 8), words, colour, size)
+        plain = Image.new("RGB", (120, 30), (255, 255, 255))
+        pen = ImageDraw.Draw(plain)
+        pen.rectangle((10, 5, 69, 24), fill=(120, 40, 40))
+        pen.text((13, 8), words, fill=colour, font=_font(size))
+        assert np.array_equal(own.pixels(), np.asarray(plain))
+        assert own.width_of(words, size) == round(pen.textlength(words, font=_font(size)))

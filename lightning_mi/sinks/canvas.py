@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from PIL import ImageFont
+    from PIL import Image, ImageFont
 
 __all__ = ["Canvas", "RGB", "beside", "below", "blend", "ink_on", "signed"]
 
@@ -147,7 +147,9 @@ class Canvas:
             colour: Its colour.
             size: Height of the font.
         """
-        self._draw.text(at, words, fill=colour, font=_font(size))
+        left, top, mask = _shape(words, size)
+        if mask is not None:
+            self._draw.bitmap((at[0] + left, at[1] + top), mask, fill=colour)
 
     def centred(self, box: tuple[int, int, int, int], words: str, colour: RGB, size: int) -> None:
         """Write words in the middle of a box.
@@ -172,7 +174,7 @@ class Canvas:
         Returns:
             Pixels.
         """
-        return round(self._draw.textlength(words, font=_font(size)))
+        return _width(words, size)
 
     def pixels(self) -> Pixels:
         """Return what was drawn.
@@ -218,6 +220,25 @@ def below(pictures: Sequence[Pixels], gap: int = 16) -> Pixels:
 
 def _unit(colour: RGB) -> list[float]:
     return [channel / 255 for channel in colour]
+
+
+# The same tokens come at every firing, and for every attribution of it.
+@functools.lru_cache(maxsize=2048)
+def _shape(words: str, size: int) -> tuple[int, int, Image.Image | None]:
+    """Return how far words lie right of and below their place, and how dark each pixel is."""
+    from PIL import Image, ImageDraw
+
+    left, top, right, bottom = (round(edge) for edge in _font(size).getbbox(words))
+    if right <= left or bottom <= top:
+        return left, top, None
+    mask = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(mask).text((-left, -top), words, fill=255, font=_font(size))
+    return left, top, mask
+
+
+@functools.lru_cache(maxsize=2048)
+def _width(words: str, size: int) -> int:
+    return round(_font(size).getlength(words))
 
 
 @functools.cache
