@@ -105,6 +105,11 @@ class TestKeys:
         assert logged(run)["mi_own/map"] == "scalar"
         assert logged(run)["mi_head_scores/map"] == "media"
 
+    def test_of_a_sweep_alone_are_those_it_measured(self, tmp_path: Path) -> None:
+        swept = Run.create(tmp_path / "mi")
+        swept.write_all(r.replace(source="sweep") for r in firing(5))
+        assert "mi/induction" in logged(swept)
+
     def test_standard_ones_have_room_and_good_names(self) -> None:
         kinds = kinds_of(STANDARD)
         shown = [key for key in kinds if key.split("/")[1] not in ("image", "bars")]

@@ -53,7 +53,7 @@ PARTS = {
 INPUTS = ("strip", "image", "bars")
 """Pictures of one step's inputs; a model has one of them, so they share a panel."""
 
-ONSETS = ("induction_onset", "prev_token_onset")
+SUMMARY = ("induction_onset", "induction_final", "prev_token_onset", "prev_token_final")
 """What the table of runs shows where the summary is not known."""
 
 WIDEST, TALLEST = 4, 2
@@ -112,7 +112,7 @@ def build_workspace(
     _check_installed()
     from wandb_workspaces import workspaces as spaces
 
-    summary = ONSETS if opened is None else opened.info.get("summary", {})
+    summary = SUMMARY if opened is None else opened.info.get("summary", {})
     return spaces.Workspace(
         entity=entity,
         project=project,

@@ -60,13 +60,16 @@ together; of ``strip`` (tokens), ``image`` and ``bars`` a model has one."""
 def logged(run: Run) -> dict[str, Kind]:
     """Return what Weights & Biases got of a run, and what it gets when the run ends.
 
+    The mark of a resumed run, ``mi_run/resumed_at``, is no chart, and left out.
+
     Args:
-        run: A run folder.
+        run: A run folder; where nothing was measured during training, what a sweep measured counts.
 
     Returns:
         Keys in the order of first appearance, each with its kind; without ``mi/step``.
     """
-    records = [r for r in run.records(source="live") if not r.what.endswith(CONCLUDED)]
+    everything = [r for r in run.records() if not r.what.endswith(CONCLUDED)]
+    records = [r for r in everything if r.source == "live"] or everything
     found: dict[str, Kind] = {}
     for firing in _firings(records):
         planned = plan(firing)
