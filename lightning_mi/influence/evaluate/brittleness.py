@@ -99,12 +99,9 @@ class Brittleness:
         """
         rest = self.changes - self.random
 
-        def value(column: int, places: list[Tensor]) -> float:
-            return mean_known(rest[places[0], column])
-
         return [
-            bootstrap(lambda p, c=c: value(c, p), [len(rest)], self.draws)  # type: ignore[misc]
-            for c in range(len(self.counts))
+            bootstrap(lambda p, c=column: mean_known(c[p[0]]), [len(rest)], self.draws)  # type: ignore[misc]
+            for column in rest.T
         ]
 
     def reading(self) -> Reading:

@@ -17,7 +17,7 @@ from ...errors import ArgumentError, RunError
 from ...record import Panel, Reading, scalar
 from ...runs import write_whole
 from ..result import InfluenceScores
-from .ranking import FEWEST, Estimate, bootstrap, mean_known, spearman
+from .ranking import FEWEST, Estimate, bootstrap, mean_known, picked, spearman
 from .retraining import RetrainLike, as_retraining, check_queries
 
 __all__ = ["LDS", "Subsets", "lds", "retrain_subsets"]
@@ -196,17 +196,15 @@ class LDS:
         """Mean over queries, with the 95 % interval of resampling both subsets and queries."""
         predicted, actual = self._pairs
 
-        def value(places: list[Tensor]) -> float:
-            queries, subsets = places
-            a, b = (t[queries][:, subsets] for t in (predicted, actual))
-            return mean_known(spearman(a, b))
+        def value(places: list[Tensor]) -> Tensor:
+            return mean_known(spearman(picked(predicted, places), picked(actual, places)))
 
         return bootstrap(value, list(predicted.shape), self.draws)
 
     @property
     def mean(self) -> float:
         """Mean over queries."""
-        return mean_known(self.values)
+        return float(mean_known(self.values))
 
     @cached_property
     def agreement(self) -> float:
@@ -214,7 +212,7 @@ class LDS:
         losses = self.losses[self.finite]
         count = losses.shape[1]
         pairs = [(i, j) for i in range(count) for j in range(i)]
-        each = [mean_known(spearman(losses[:, i].T, losses[:, j].T)) for i, j in pairs]
+        each = [float(mean_known(spearman(losses[:, i].T, losses[:, j].T))) for i, j in pairs]
         return sum(each) / len(each) if each else math.nan
 
     @property
@@ -248,9 +246,8 @@ class LDS:
             )
         mine, theirs, actual = self._pairs[0], other._pairs[0], self._pairs[1]
 
-        def value(places: list[Tensor]) -> float:
-            queries, subsets = places
-            a, b, c = (t[queries][:, subsets] for t in (mine, theirs, actual))
+        def value(places: list[Tensor]) -> Tensor:
+            a, b, c = (picked(t, places) for t in (mine, theirs, actual))
             return mean_known(spearman(a, c) - spearman(b, c))
 
         return bootstrap(value, list(actual.shape), self.draws)

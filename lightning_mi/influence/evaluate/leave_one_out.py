@@ -14,7 +14,7 @@ from torch import Tensor
 from ...errors import ArgumentError
 from ...record import Panel, Reading, scalar
 from ..result import InfluenceScores, columns_of
-from .ranking import FEWEST, Estimate, bootstrap, mean_known, pearson, slopes, spearman
+from .ranking import FEWEST, Estimate, bootstrap, mean_known, pearson, picked, slopes, spearman
 from .retraining import RetrainLike, as_retraining, check_queries
 
 __all__ = ["Agreement", "agreement", "leave_one_out"]
@@ -145,13 +145,9 @@ class Agreement:
     def _estimate(self, function: Any, median: bool = False) -> Estimate:
         a, b = self.scores[:, self.finite], self.changes[:, self.finite]
 
-        def value(places: list[Tensor]) -> float:
-            queries, removals = places
-            each = function(a[queries][:, removals], b[queries][:, removals])
-            known = each[~each.isnan()]
-            if median and len(known):
-                return float(known.median())
-            return mean_known(each)
+        def value(places: list[Tensor]) -> Tensor:
+            each: Tensor = function(picked(a, places), picked(b, places))
+            return each.nanmedian(-1).values if median else mean_known(each)
 
         return bootstrap(value, list(a.shape), self.draws)
 

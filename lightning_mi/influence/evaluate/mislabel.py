@@ -23,7 +23,7 @@ from ..result import InfluenceScores
 from ..scores import Job
 from ..solvers import Solver
 from .fresh import losses_at
-from .ranking import Estimate, auc, bootstrap
+from .ranking import Estimate, areas, bootstrap
 
 __all__ = ["Mislabeled", "mislabel_auc"]
 
@@ -125,10 +125,10 @@ class Mislabeled:
     def _estimate(self, names: list[str]) -> Estimate:
         wrong, right = (w.nonzero()[:, 0] for w in (self.wrong, ~self.wrong))
 
-        def value(places: list[Tensor]) -> float:
-            drawn = torch.cat([wrong[places[0]], right[places[1]]])
-            areas = [auc(self.scores[n][drawn], self.wrong[drawn]) for n in names]
-            return areas[0] if len(areas) == 1 else areas[0] - areas[1]
+        def value(places: list[Tensor]) -> Tensor:
+            drawn = torch.cat([wrong[places[0]], right[places[1]]], 1)
+            found = [areas(self.scores[n][drawn], self.wrong[drawn]) for n in names]
+            return found[0] if len(found) == 1 else found[0] - found[1]
 
         return bootstrap(value, [len(wrong), len(right)], self.draws)
 

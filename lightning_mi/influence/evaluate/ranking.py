@@ -11,10 +11,25 @@ from torch import Tensor
 
 from ...comparison import FEWEST, pearson, ranks
 
-__all__ = ["FEWEST", "Estimate", "auc", "bootstrap", "pearson", "ranks", "slopes", "spearman"]
+__all__ = [
+    "FEWEST",
+    "Estimate",
+    "areas",
+    "auc",
+    "bootstrap",
+    "mean_known",
+    "pearson",
+    "picked",
+    "ranks",
+    "slopes",
+    "spearman",
+]
 
 LEVEL = 0.95
 """How sure an interval has to be."""
+
+AT_ONCE = 2**18
+"""Entries of resampled tables that exist at once."""
 
 
 class Estimate(NamedTuple):
@@ -69,21 +84,34 @@ def auc(scores: Tensor, positive: Tensor) -> float:
         >>> auc(torch.tensor([0.1, 0.9, 0.3]), torch.tensor([False, True, False]))
         1.0
     """
-    count = int(positive.sum())
-    rest = len(positive) - count
-    if not count or not rest:
-        return math.nan
+    return float(areas(scores, positive))
+
+
+def areas(scores: Tensor, positive: Tensor) -> Tensor:
+    """Return `auc` of rows.
+
+    Args:
+        scores: Shape ``[…, n]``.
+        positive: Boolean, the same shape.
+
+    Returns:
+        Shape ``[…]``, double.
+    """
+    count = positive.sum(-1)
+    rest = positive.shape[-1] - count
     placed = ranks(torch.nan_to_num(scores.double(), nan=-torch.inf))
-    return float((placed[positive].sum() - count * (count - 1) / 2) / (count * rest))
+    above = torch.where(positive, placed, 0.0).sum(-1) - count * (count - 1) / 2
+    return torch.where(count * rest > 0, above / (count * rest).clamp(min=1), math.nan)
 
 
 def bootstrap(
-    value: Callable[[list[Tensor]], float], sizes: list[int], draws: int = 1000, seed: int = 0
+    value: Callable[[list[Tensor]], Tensor], sizes: list[int], draws: int = 1000, seed: int = 0
 ) -> Estimate:
     """Return a number with the percentile interval of resampling with replacement.
 
     Args:
-        value: Gives the number for places drawn out of each size; at first all, in order.
+        value: Gives the numbers ``[draw]`` for places ``[draw, size]`` drawn out of each size; at
+            first one draw of all, in order.
         sizes: Of what is resampled, each independently (subsets and queries, for example).
         draws: Resamples.
         seed: Of the draws.
@@ -92,12 +120,15 @@ def bootstrap(
         The estimate; its interval is NaN where half of the resamples have no value.
     """
     generator = torch.Generator().manual_seed(seed)
-    whole = value([torch.arange(size) for size in sizes])
-    drawn: list[float] = []
-    for _ in range(draws if all(sizes) else 0):
-        places = [torch.randint(size, (size,), generator=generator) for size in sizes]
-        drawn.append(value(places))
-    known = torch.tensor([v for v in drawn if not math.isnan(v)], dtype=torch.float64)
+    whole = float(value([torch.arange(size)[None] for size in sizes]))
+    if not draws or not all(sizes):
+        return Estimate(whole, math.nan, math.nan)
+    drawn = [[torch.randint(n, (n,), generator=generator) for n in sizes] for _ in range(draws)]
+    places = [torch.stack(column) for column in zip(*drawn, strict=True)]
+    step = max(1, AT_ONCE // math.prod(sizes))
+    parts = zip(*(torch.split(p, step) for p in places), strict=True)
+    found = torch.cat([value(list(part)) for part in parts])
+    known = found[~found.isnan()].double()
     if 2 * len(known) <= draws or math.isnan(whole):
         return Estimate(whole, math.nan, math.nan)
     ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
@@ -105,7 +136,20 @@ def bootstrap(
     return Estimate(whole, low, high)
 
 
-def mean_known(values: Tensor) -> float:
-    """Return the mean of what is not NaN, or NaN."""
-    known = values[~values.isnan()]
-    return float(known.mean()) if len(known) else math.nan
+def picked(table: Tensor, places: list[Tensor]) -> Tensor:
+    """Return the rows and columns of a table that were drawn.
+
+    Args:
+        table: Shape ``[row, column]``.
+        places: Rows ``[draw, row]`` and columns ``[draw, column]``.
+
+    Returns:
+        Shape ``[draw, row, column]``.
+    """
+    rows, columns = places
+    return table[rows[:, :, None], columns[:, None]]
+
+
+def mean_known(values: Tensor) -> Tensor:
+    """Return the mean along the last dimension of what is not NaN, or NaN."""
+    return values.nanmean(-1)
