@@ -44,6 +44,7 @@ CALLBACKS = [
         "class_path": "lightning_mi.callbacks.ScheduledCheckpoint",
         "init_args": {"at_steps": "log", "every_n_train_steps": 50},
     },
+    {"class_path": "lightning_mi.callbacks.WandbExtras", "init_args": {"artifact": False}},
 ]
 
 
@@ -76,3 +77,4 @@ def test_callbacks_from_yaml(package: str, tmp_path: Any) -> None:
     assert ours["InfluenceMonitor"].measurements[0].candidates == 16
     assert ours["MeasurementMonitor"].measurements[0].name == "second"
     assert ours["ScheduledCheckpoint"].schedule.at_steps == "log"
+    assert (ours["WandbExtras"].alert, ours["WandbExtras"].artifact) == (True, False)
