@@ -6,6 +6,9 @@ import csv
 import importlib.util
 import json
 import os
+import re
+import shutil
+import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +21,10 @@ from cases import lightning
 
 RESUMED = "mi_run/resumed_at"
 REPORT = "<p>the report</p>"
+USERS = "mixup/loss"
+"""A key of the user's, which begins like ours."""
+
+OURS = re.compile(r"mi(_\w+)?/")
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,17 @@ class Place:
         """Write everything out."""
         logger.finalize("success")
 
-    def rows(self, logger: Any) -> list[Row]:
+    def numbers(self, logger: Any) -> list[Row]:
         """Return all numbers of a closed logger's run, those of its earlier sessions too."""
         raise NotImplementedError
+
+    def rows(self, logger: Any) -> list[Row]:
+        """Return our numbers."""
+        return [row for row in self.numbers(logger) if OURS.match(row.key)]
+
+    def others(self, logger: Any) -> list[tuple[str, int, float]]:
+        """Return the user's numbers, in order."""
+        return [(r.key, r.step, r.value) for r in self.numbers(logger) if r.key in ("loss", USERS)]
 
     def holds(self, logger: Any) -> dict[str, str]:
         """Return what a closed logger holds, in the words of the table in the docs."""
@@ -73,16 +88,23 @@ def standing(rows: Sequence[Row]) -> list[Row]:
     return [r for r in rows if not any(r.at < m.at and r.step > m.value for m in marks)]
 
 
-def table_of(found: list[dict[str, Any]], step: str = "mi/step") -> list[Row]:
-    """Return the numbers of a log that is a list of rows."""
+def table_of(found: list[dict[str, Any]], theirs: str = "trainer/global_step") -> list[Row]:
+    """Return the numbers of a log that is a list of rows; `theirs` is the step of Lightning's."""
     return [
-        Row(at, key, int(float(row[step])), float(value))
+        Row(at, key, int(float(row.get("mi/step") or row[theirs])), float(value))
         for at, row in enumerate(found)
-        if row.get(step) not in (None, "")
+        if row.get("mi/step") or row.get(theirs) is not None
         for key, value in row.items()
-        if key.startswith("mi") and isinstance(value, int | float | str) and value != ""
-        if not isinstance(value, str) or key.count(".") == 0
+        if (OURS.match(key) or key in ("loss", USERS)) and _is_number(value)
     ]
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 class CSV(Place):
@@ -94,8 +116,8 @@ class CSV(Place):
         with path.open(newline="") as file:
             return list(csv.DictReader(file))
 
-    def rows(self, logger: Any) -> list[Row]:
-        return table_of(self.read(logger))
+    def numbers(self, logger: Any) -> list[Row]:
+        return table_of(self.read(logger), "step")
 
     def holds(self, logger: Any) -> dict[str, str]:
         keys = {row.key for row in self.rows(logger)}
@@ -122,13 +144,12 @@ class TensorBoard(Place):
         sizes = {"scalars": 0, "images": 0, "tensors": 0}
         return EventAccumulator(logger.log_dir, sizes).Reload()
 
-    def rows(self, logger: Any) -> list[Row]:
+    def numbers(self, logger: Any) -> list[Row]:
         events = self.read(logger)
         return [
             Row(event.wall_time, key, event.step, event.value)
             for key in events.Tags()["scalars"]
             for event in events.Scalars(key)
-            if key.startswith("mi")
         ]
 
     def holds(self, logger: Any) -> dict[str, str]:
@@ -167,21 +188,32 @@ class MLflow(Place):
         self.runs: dict[str, str] = {}
 
     def make(self, run: str = "one") -> Any:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        database = self.folder / "mlflow.db"
+        if not database.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(self._empty_database(), database)
         logger = lightning().loggers.MLFlowLogger(
-            tracking_uri=f"sqlite:///{self.folder / 'mlflow.db'}",
+            tracking_uri=f"sqlite:///{database}",
             artifact_location=(self.folder / "files").as_uri(),
             run_id=self.runs.get(run),
         )
         self.runs[run] = logger.run_id
         return logger
 
-    def rows(self, logger: Any) -> list[Row]:
+    def _empty_database(self) -> Path:
+        """Return a database that is made once for all tests: it takes some ten seconds."""
+        from mlflow.tracking import MlflowClient
+
+        path = self.folder.parent.parent / "empty-mlflow.db"
+        if not path.exists():
+            MlflowClient(f"sqlite:///{path}").search_experiments()
+        return path
+
+    def numbers(self, logger: Any) -> list[Row]:
         client, run_id = logger.experiment, logger.run_id
-        keys = [key for key in client.get_run(run_id).data.metrics if key.startswith("mi")]
         return [
             Row(metric.timestamp, key, metric.step, metric.value)
-            for key in keys
+            for key in client.get_run(run_id).data.metrics
             for metric in client.get_metric_history(run_id, key)
         ]
 
@@ -220,6 +252,8 @@ class Wandb(Place):
 
     def make(self, run: str = "one") -> Any:
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.sessions:
+            time.sleep(1.1)  # Names of offline run folders count seconds.
         return lightning().loggers.WandbLogger(offline=True, save_dir=self.folder, version=run)
 
     def close(self, logger: Any) -> None:
@@ -230,8 +264,16 @@ class Wandb(Place):
         folders = dict.fromkeys(self.sessions[logger.version])
         return [entry for folder in folders for entry in _wandb.entries(folder)]
 
-    def rows(self, logger: Any) -> list[Row]:
-        return table_of([e["history"]["item"] for e in self.entries(logger) if "history" in e])
+    def numbers(self, logger: Any) -> list[Row]:
+        rows = [entry["history"]["item"] for entry in self.entries(logger) if "history" in entry]
+        # Sizes of a table or a picture are no numbers of ours.
+        media = [{k.removesuffix("._type") for k in row if k.endswith("._type")} for row in rows]
+        return table_of(
+            [
+                {key: value for key, value in row.items() if key.rpartition(".")[0] not in those}
+                for row, those in zip(rows, media, strict=True)
+            ]
+        )
 
     def holds(self, logger: Any) -> dict[str, str]:
         entries = self.entries(logger)
@@ -287,17 +329,13 @@ class Comet(Place):
             lines = archive.read("messages.json").decode().splitlines()
         return [json.loads(line) for line in lines]
 
-    def rows(self, logger: Any) -> list[Row]:
+    def numbers(self, logger: Any) -> list[Row]:
         metrics = [
             (m["payload"]["message_id"], m["payload"]["metric"])
             for m in self.messages(logger)
             if m["type"] == "metric_msg"
         ]
-        return [
-            Row(at, m["metricName"], m["step"], m["metricValue"])
-            for at, m in metrics
-            if m["metricName"].startswith("mi")
-        ]
+        return [Row(at, m["metricName"], m["step"], m["metricValue"]) for at, m in metrics]
 
     def holds(self, logger: Any) -> dict[str, str]:
         messages = self.messages(logger)
@@ -364,7 +402,7 @@ class Trackio(Place):
         found: list[dict[str, Any]] = SQLiteStorage.get_logs(self.project, logger.experiment.name)
         return found
 
-    def rows(self, logger: Any) -> list[Row]:
+    def numbers(self, logger: Any) -> list[Row]:
         return table_of(self.read(logger))
 
     def holds(self, logger: Any) -> dict[str, str]:

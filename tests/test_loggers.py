@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from _loggers import PLACES, REPORT, place
+from cases import language_model, loaders, trainer
 from test_sinks import firing
 
-from lightning_mi import Run
-from lightning_mi.report import write_report
+from lightning_mi import Context, Reading, Run
+from lightning_mi.callbacks import MeasurementMonitor
 from lightning_mi.sinks import sinks_for
 from lightning_mi.sinks.base import _say_once
 
@@ -84,18 +87,49 @@ def test_every_cell(name: str, tmp_path: Path, monkeypatch: Any, caplog: Any) ->
     assert not pictures_open()
 
 
+@dataclass(frozen=True)
+class Canned:
+    """The panels of one measurement out of `firing`."""
+
+    name: str
+
+    def __call__(self, model: torch.nn.Module, context: Context) -> Reading:
+        return {r.what: r.panel for r in firing() if r.measurement == self.name}
+
+
+CANNED = [Canned(name) for name in ("head_scores", "saliency", "vision", "table", "influence")]
+
+
 def test_no_logger(tmp_path: Path) -> None:
-    run = filled(tmp_path)
-    records = {(r.name, r.step) for r in run.records()}
-    facts = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
-    page = write_report(run).read_text(encoding="utf-8")
+    monitor = MeasurementMonitor(measurements=CANNED, every_n_train_steps=1, report=True)
+    fitted = trainer(callbacks=[monitor], logger=False, default_root_dir=tmp_path, max_steps=2)
+    fitted.fit(language_model(), *loaders())
+    run = Run.open(tmp_path / "mi")
+    records = {(r.name, r.step): r.panel for r in run.records()}
+    page = run.report.read_text(encoding="utf-8")
+    facts = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
     found = {
-        "scalars": "records" if ("head_scores/copy_gain", 2) in records else "no",
-        "pictures": "report" if "head_scores" in page else "no",
-        "examples": "report" if "influence" in page else "no",
-        "constants": "run.json" if facts["model"] == "tiny" else "no",
-        "summary": "run.json" if facts["summary"]["head"] == "L0H1" else "no",
-        "table": "records" if ("head_scores/induction", 1) in records else "no",
+        "scalars": "records" if records["head_scores/copy_gain", 2].item() == 0.5 else "no",
+        "pictures": "report" if "head_scores" in page and "saliency" in page else "no",
+        "examples": "report" if "influence" in page and "train_example" in page else "no",
+        "constants": "run.json" if facts["model"] == "LanguageModel" else "no",
+        "summary": "run.json" if "summary" in facts else "no",
+        "table": "records"
+        if {("influence/tokens", s) for s in (0, 1, 2)} <= set(records)
+        else "no",
         "report": "HTML file" if "<html" in page else "no",
     }
     assert found == documented()["none"]
+
+
+def test_several_loggers_at_once(tmp_path: Path, monkeypatch: Any) -> None:
+    places = [place(name, tmp_path, monkeypatch) for name in FAST]
+    made = [where.make() for where in places]
+    monitor = MeasurementMonitor(measurements=CANNED, every_n_train_steps=1)
+    fitted = trainer(callbacks=[monitor], logger=made, default_root_dir=tmp_path, max_steps=2)
+    fitted.fit(language_model(), *loaders())
+    for name, where, logger in zip(FAST, places, made, strict=True):
+        where.close(logger)
+        held, row = where.holds(logger), documented()[name]
+        assert (held["scalars"], held["pictures"]) == (row["scalars"], row["pictures"])
+    assert not pictures_open()

@@ -32,7 +32,7 @@ def join(run: Run, sinks: Sequence[Sink], step: int, *, went_back: bool = False)
     live = run.records(source="live") if sessions else []
     for sink in sinks:
         empty = sink.is_empty()
-        late = [r for r in live if empty or sink.place not in _places_at(sessions, r.step)]
+        late = [r for r in live if empty or not _is_at(sink, sessions, r.step)]
         if late:
             sink.replay(late)
         if went_back and not empty and any(sink.place in s["places"] for s in sessions):
@@ -44,36 +44,39 @@ def join(run: Run, sinks: Sequence[Sink], step: int, *, went_back: bool = False)
 def send_swept(run: Run, sinks: Sequence[Sink], written: Collection[tuple[str, int]]) -> None:
     """Send the records of a sweep to loggers, except those that a logger holds already.
 
-    What training logged is the same number: a logger of the session that measured it has it.
+    What training logged is the same number: a logger of the session that measured it has it. A
+    logger that is new to the run gets what was measured before, too, without its pictures.
 
     Args:
         run: The run that was swept into.
         sinks: Sinks of the loggers; they are started here, and finished if they got anything.
         written: Name and step of each record that the sweep has written.
     """
-    swept = [r for r in run.records(source="sweep") if (r.name, r.step) in written]
-    live = {(r.name, r.step) for r in run.records(source="live")}
+    if not sinks:
+        return
     sessions = run.info.get("sessions", [])
+    live, swept = run.records(source="live"), run.records(source="sweep")
     for sink in sinks:
-        sent: dict[str, list[int]] = dict(run.info.get("swept_to", {}).get(sink.place, {}))
-        fresh = [
-            r
-            for r in swept
-            if r.step not in sent.get(r.name, ())
-            and not ((r.name, r.step) in live and sink.place in _places_at(sessions, r.step))
-        ]
-        if not fresh:
-            continue
         sink.start({})
-        sink.write_all(fresh)
-        sink.finish(run, {})
-        for record in fresh:
-            sent[record.name] = [*sent.get(record.name, ()), record.step]
-        run.update_info(swept_to={**run.info.get("swept_to", {}), sink.place: sent})
+        empty = sink.is_empty()
+        notes = {} if empty else run.info.get("swept_to", {}).get(sink.place, {})
+        held = {(name, step) for name, steps in notes.items() for step in steps}
+        held |= {(r.name, r.step) for r in live if not empty and _is_at(sink, sessions, r.step)}
+        fresh = [r for r in swept if (r.name, r.step) in written and (r.name, r.step) not in held]
+        held |= {(r.name, r.step) for r in fresh}
+        earlier = [*live, *swept] if empty else live
+        late = {(r.name, r.step): r for r in earlier if (r.name, r.step) not in held}
+        for step in sorted({r.step for r in [*fresh, *late.values()]}):
+            sink.replay([r for r in late.values() if r.step == step])
+            sink.write_all([r for r in fresh if r.step == step])
+        if fresh or late:
+            sink.finish(run, {})
+            sent = sorted({*held, *late})
+            grouped = {name: [s for n, s in sent if n == name] for name, _ in sent}
+            run.update_info(swept_to={**run.info.get("swept_to", {}), sink.place: grouped})
 
 
-def _places_at(sessions: Sequence[dict[str, Any]], step: int) -> Sequence[str]:
-    """Return where the session logged that took this step: the last that started before it."""
+def _is_at(sink: Sink, sessions: Sequence[dict[str, Any]], step: int) -> bool:
+    """Say whether the session that took this step logged there: the last that began before it."""
     owners = [s for s in sessions if s["from"] < step or s["from"] == step == 0]
-    places: Sequence[str] = owners[-1]["places"] if owners else ()
-    return places
+    return bool(owners) and sink.place in owners[-1]["places"]
