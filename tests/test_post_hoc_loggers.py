@@ -160,6 +160,21 @@ def test_a_logger_that_joins_late_gets_what_was_measured(
     check(where, logger, run)
 
 
+@pytest.mark.parametrize("logged", [(False, True, True), (True, False, True)])
+def test_three_sessions(logged: tuple[bool, ...], tmp_path: Path, monkeypatch: Any) -> None:
+    where = place("TensorBoard", tmp_path, monkeypatch)
+    checkpoint, path = None, tmp_path
+    for session, wanted in enumerate(logged, 1):
+        logger = where.make() if wanted else False
+        path = fit(logger, tmp_path, 2 * session, ckpt_path=checkpoint)
+        checkpoint = tmp_path / "saved" / f"step={2 * session}.ckpt"
+        if logger:
+            where.close(logger)
+    run = Run.open(path)
+    assert [r.step for r in run.records("norm")] == list(range(7))
+    check(where, logger, run)
+
+
 def test_a_sweep_of_its_own_reaches_several_loggers(tmp_path: Path, monkeypatch: Any) -> None:
     fit(False, tmp_path, 3)
     places = [place(name, tmp_path, monkeypatch) for name in ("TensorBoard", "CSV")]

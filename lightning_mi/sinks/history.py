@@ -77,6 +77,8 @@ def send_swept(run: Run, sinks: Sequence[Sink], written: Collection[tuple[str, i
 
 
 def _is_at(sink: Sink, sessions: Sequence[dict[str, Any]], step: int) -> bool:
-    """Say whether the session that took this step logged there: the last that began before it."""
-    owners = [s for s in sessions if s["from"] < step or s["from"] == step == 0]
-    return bool(owners) and sink.place in owners[-1]["places"]
+    """Say whether a logger holds what was measured at a step."""
+    # The session that measured it is the last that began before it. Its loggers hold it, and so do
+    # those of later sessions, which got it when they joined.
+    began = [i for i, s in enumerate(sessions) if s["from"] < step or s["from"] == step == 0]
+    return bool(began) and any(sink.place in s["places"] for s in sessions[began[-1] :])
