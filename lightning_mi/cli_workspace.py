@@ -56,5 +56,6 @@ class WandbWorkspace:
         except Exception as error:  # of W&B or of the network, each of its own class
             raise LightningMIError(
                 f"wandb-workspace: expected W&B to save the view, got {type(error).__name__}: "
-                f"{error} Log in with `wandb login`, and check that {given.project!r} is yours."
+                f"{error} Check that you are logged in (wandb login) and may write to "
+                f"{given.project!r}."
             ) from error
