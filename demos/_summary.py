@@ -44,6 +44,7 @@ def print_summary(
     for title, lines in (
         ("Which heads formed, and when?", heads(run)),
         ("What does it look at?", inputs(latest)),
+        ("Which circuit does it?", circuit(latest)),
         ("Which training examples did it?", examples(run, data, latest)),
         ("Do the explanations agree with the head?", agreements(latest)),
         ("Can I trust it?", trust(run, check)),
@@ -92,6 +93,25 @@ def top_tokens(values: Tensor, pieces: list[str]) -> str:
     """Name the tokens with the largest absolute values, with their positions."""
     order = values.abs().argsort(descending=True)[:SHOWN].tolist()
     return ", ".join(f"{escape(pieces[i])!r} (position {i}, {values[i]:+.2f})" for i in order)
+
+
+def circuit(latest: Mapping[str, Record]) -> Iterator[str]:
+    """Say how good the circuit of induction is, and what each of its parts does."""
+    faithful = latest["scorecard/faithfulness"].panel
+    facts = faithful.convention
+    if "reason" in facts:
+        yield f"  none yet: {facts['reason']}"
+        return
+    edges, beyond = latest["scorecard/edges"].panel, latest.get("scorecard/beyond_random")
+    lead = "" if beyond is None else f", {beyond.panel.item():.2f} above random circuits"
+    yield (
+        f"  {edges.item():.0f} of {edges.convention['of']} edges alone do {faithful.item():.2f} "
+        f"[{facts['low']:.2f}, {facts['high']:.2f}] of what the model does on repeated random "
+        f"tokens{lead}; {latest['scorecard/rest'].panel.item():.2f} is left without them"
+    )
+    if "scorecard/circuit" in latest:
+        for sentence in latest["scorecard/circuit"].panel.convention["sentences"].values():
+            yield f"  {escape(sentence)}"
 
 
 def examples(run: Run, data: RealText, latest: Mapping[str, Record]) -> Iterator[str]:

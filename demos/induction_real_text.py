@@ -2,8 +2,9 @@
 
 Run by ``make demo``; ``make demo TEXT=path`` takes any other text file. A two-layer transformer of
 attention alone learns the King James Bible (half of the windows repeat a passage: that is what
-induction is for). Four monitors measure it while it trains; afterwards the same measurements run
-over its checkpoints, and must give the same numbers.
+induction is for). Five monitors measure it while it trains, one of them by the circuit that
+does induction; afterwards the same measurements run over its checkpoints, and must give the same
+numbers.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from rich.console import Console
 
 from lightning_mi import LogProbability, Record, Run, sweep
+from lightning_mi.behaviors import RepeatedTokens
 from lightning_mi.callbacks import (
     HeadMonitor,
     InfluenceMonitor,
@@ -31,6 +33,7 @@ from lightning_mi.callbacks import (
     SaliencyMonitor,
     ScheduledCheckpoint,
 )
+from lightning_mi.circuits import CircuitScorecard
 from lightning_mi.report import write_report
 
 PASSAGE, SHOWN = 20, 12
@@ -63,9 +66,11 @@ def prompts(data: RealText, count: int = 8) -> torch.Tensor:
     return torch.stack([torch.cat([p, p[:SHOWN]]) for p in passages])
 
 
-def monitors(batch: torch.Tensor, steps: int) -> list[MeasurementMonitor]:
-    """Return the four monitors; they share one run folder, one prompt and their forward passes."""
-    often = max(steps // 64, 1)
+def monitors(batch: torch.Tensor, vocabulary: int, steps: int) -> list[MeasurementMonitor]:
+    """Return the five monitors; they share one run folder, one prompt and their forward passes."""
+    often, seldom = max(steps // 64, 1), max(steps // 8, 1)
+    # Random tokens, a block of them twice: nothing but induction foretells them.
+    repeats = RepeatedTokens(vocabulary, length=24, sequences=24).behavior("trigger")
     return [
         HeadMonitor(batch=batch, every_n_train_steps=often, report=False),
         SaliencyMonitor(batch=batch, examples=2, every_n_train_steps=often),
@@ -74,7 +79,12 @@ def monitors(batch: torch.Tensor, steps: int) -> list[MeasurementMonitor]:
             batch=batch,
             query=LogProbability(),
             candidates=600,
-            every_n_train_steps=max(steps // 8, 1),
+            every_n_train_steps=seldom,
+        ),
+        MeasurementMonitor(
+            measurements=[CircuitScorecard(repeats, n_edges=8)],
+            batch=batch,
+            every_n_train_steps=2 * seldom,
         ),
     ]
 
@@ -83,7 +93,7 @@ def train(data: RealText, steps: int, folder: Path) -> tuple[pl.Trainer, Run]:
     """Train with everything on, and return what there is to look at."""
     pl.seed_everything(0, verbose=False)
     model = AttentionOnly(len(data.tokenizer), data.length)
-    watching = monitors(prompts(data), steps)
+    watching = monitors(prompts(data), len(data.tokenizer), steps)
     checkpoints = ScheduledCheckpoint(
         folder / "checkpoints", at_steps="log", every_n_train_steps=max(steps // 8, 1)
     )

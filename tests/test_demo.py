@@ -33,4 +33,8 @@ def test_demo_from_start_to_end(tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout  # nothing garbles a file
     run = Run.open(tmp_path / "run")
     assert run.info["checks"][0]["status"] == "pass"
-    assert "induction_real_text" in run.report.read_text()
+    page = run.report.read_text()
+    assert "induction_real_text" in page
+    # The circuit is drawn from its edges, and said in sentences, there and in the terminal.
+    assert "embed is read by" in page
+    assert "edges alone do" in done.stdout
