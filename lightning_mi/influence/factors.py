@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ArgumentError
 from .blocks import Block, dense, grouped, in_parts
 from .gathered import Gathered, Labels
-from .pieces import Factor, Matrix, Piece, Vector
+from .pieces import Factor, Matrix, Piece, Vector, with_gradient
 from .point import wide
 from .products import Curvature
 from .solvers import APPROXIMATE, Inverse, Product, Solution
@@ -258,11 +258,13 @@ class Eigen:
         return _along(part, [None if b is None else b.T.to(part.dtype) for b in self.bases])
 
     def divided(self, turned: Tensor, damping: float) -> Tensor:
-        """Return it over the damped eigenvalues; 0 stays 0 where these are 0."""
+        """Return it over the damped eigenvalues; undamped, over those that are not zero alone."""
         lengths = self.values.to(turned) + damping
-        if bool((lengths > 0).all()):
+        if damping > 0:
             return turned / lengths
-        return torch.where(turned == 0, 0.0, turned / lengths)
+        rounding = max(lengths.shape) * torch.finfo(lengths.dtype).eps
+        kept = lengths > rounding * lengths.max()
+        return torch.where(kept, turned / lengths, 0.0)
 
 
 def _along(part: Tensor, bases: Sequence[Tensor | None]) -> Tensor:
@@ -408,6 +410,7 @@ class Sums:
         if isinstance(piece, Vector):
             self.sides[0].add(piece.values)
             return
+        piece = with_gradient(piece)
         for place, factor in enumerate((piece.left, piece.right)):
             self.sides[place].add(factor.rows)
             if not factor.pulled:

@@ -97,7 +97,7 @@ class Gathered:
     model's own labels); ``"sampled"`` one random r with that expectation, drawn for each example by
     its place in the data, so that batches do not matter; ``"true"`` the gradient of the example's
     own loss, the *empirical* Fisher matrix, which is another one. ``"auto"`` is exact up to `FEW`
-    outputs and sampled beyond.
+    outputs, and sampled beyond and for texts.
 
     Args:
         point: The model.
@@ -351,12 +351,14 @@ def curvature_columns(
     """
     count = outputs[0].numel()
     task = objective.task
-    exact = labels == "exact" or (labels == "auto" and count <= FEW)
+    # Texts are sampled however short: how many outputs they have depends on how they are padded.
+    text = isinstance(task, NextToken) and _own_loss(task) and outputs.ndim == 3
+    exact = labels == "exact" or (labels == "auto" and count <= FEW and not text)
     if exact:
         if type(task).loss is Classification.loss and outputs.ndim == 2 and count > 1:
             return "exact", _class_columns(outputs)
         return "exact", _root_columns(objective, outputs, batch)
-    if isinstance(task, NextToken) and _own_loss(task) and outputs.ndim == 3:
+    if text:
         return "sampled", [_sampled_tokens(task, outputs, batch, places, seed)]
     if type(task).loss is Classification.loss and outputs.ndim == 2:
         u = _uniform(places, 1, seed, outputs)[:, 0]

@@ -21,7 +21,7 @@ from .point import Point
 from .reader import Layout, Read
 from .recording import MATMULS, SUMS, Call, Made, Use
 
-__all__ = ["Factor", "Matrix", "Piece", "Vector", "pieces_of"]
+__all__ = ["Factor", "Matrix", "Piece", "Vector", "pieces_of", "with_gradient"]
 
 _T: Any = torch.Tensor
 
@@ -120,6 +120,29 @@ class Vector:
 
 
 Piece: TypeAlias = Matrix | Vector
+
+
+def with_gradient(piece: Matrix) -> Matrix:
+    """Return what has a gradient of a piece, the rows of all examples one after the other.
+
+    Rows without one, such as those of padding, are no part of any example's gradient; counted in
+    the mean of the inputs they would make it depend on how long the neighbours in a batch are.
+
+    Args:
+        piece: The gradients of some examples.
+
+    Returns:
+        The rows, as if of one example; the piece itself where all have a gradient.
+    """
+    pulled = piece.pulled.rows
+    if pulled.shape[2] == 1:
+        return piece  # Examples are padded in their rows; one that has a single row stays.
+    live = pulled.any(-1).any(0)
+    if bool(live.all()):
+        return piece
+    sides = (replace(f, rows=f.rows[:, live][:, None]) for f in (piece.left, piece.right))
+    left, right = sides
+    return replace(piece, left=left, right=right)
 
 
 @torch.no_grad()

@@ -129,8 +129,10 @@ class Curvature:
 
     @property
     def _rows(self) -> int:
-        """Rows of the gradient of an example's longest layer."""
-        single = cut(next(iter(self.batches())), 1)
+        """Rows of the gradient of the first example's longest layer."""
+        # By itself where it can be had: in a batch longer ones would pad it.
+        batches = self.batches() if self.subset is None else self.subset([0])
+        single = cut(next(iter(batches)), 1)
         pieces = Gathered(self.point, self.objective, lambda: ()).own(single)
         return max((p.pulled.rows.shape[2] for p in pieces if isinstance(p, Matrix)), default=1)
 
