@@ -319,6 +319,7 @@ def test_a_scorecard_is_panels_and_a_table() -> None:
     wiring = reading["wiring"]
     assert wiring.axes == ("writer", "reader")
     assert int(wiring.values.isfinite().sum()) == 3
+    assert wiring.convention["sign"].startswith("negative: the edge carries")
     assert "L1H0 (copying, induction) reads L0H0 by its keys" in wiring.convention["what"]
     records = [mi.Record(f"scorecard/{name}", panel) for name, panel in reading.items()]
     shown = plan(records)

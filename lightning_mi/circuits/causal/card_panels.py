@@ -21,6 +21,11 @@ __all__ = ["panels"]
 REPORTED = {"ranks": 0}
 """Display of what the report draws and loggers leave out."""
 
+SIGNS = {
+    "noise": "negative: the edge carries the behavior",
+    "denoise": "positive: the edge carries the behavior",
+}
+
 TOLD = 12
 """Most nodes that the report has a sentence about."""
 
@@ -100,8 +105,13 @@ def _curve(card: Scorecard, about: dict[str, Any]) -> dict[str, Panel]:
 
 
 def _parts(card: Scorecard, about: dict[str, Any]) -> dict[str, Panel]:
-    """Return the parts: what is lost without each node, and the edges."""
+    """Return the parts: the edges, which the report shows first, and what each node is worth."""
     made = {}
+    if card.circuit is not None and card.edges:
+        own = card.circuit.panel()
+        told = {**about, **own.convention, **_words(card), "display": {}}
+        made["circuit"] = replace(own, convention=told)
+        made["wiring"] = _wiring(card, card.circuit, about)
     if card.marginals:
         lost = list(card.marginals.values())
         made["marginals"] = Panel(
@@ -119,11 +129,6 @@ def _parts(card: Scorecard, about: dict[str, Any]) -> dict[str, Panel]:
                 "beside": [m.beside for m in lost],
             },
         )
-    if card.circuit is not None and card.edges:
-        own = card.circuit.panel()
-        told = {**about, **own.convention, **_words(card), "display": {}}
-        made["circuit"] = replace(own, convention=told)
-        made["wiring"] = _wiring(card, card.circuit, about)
     return made
 
 
@@ -150,4 +155,6 @@ def _wiring(card: Scorecard, circuit: Circuit, about: dict[str, Any]) -> Panel:
     )
     labels = {"writer": list(graph.writers), "reader": list(graph.readers)}
     convention = {**about, "what": what, "display": REPORTED}
+    sign = SIGNS.get(str(circuit.found_by.get("direction")))
+    convention |= {"sign": sign} if sign else {}
     return Panel(values, ("writer", "reader"), labels, "metric", convention)
