@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .blocks import Block, dense, grouped, in_parts, joined_index, places_of
 from .during_pieces import known_parameters, pieces_of_call
 from .factors import LONGEST_SIDE, LONGEST_VECTOR, Eigen, Eigens
-from .pieces import Factor, Piece, Vector, with_gradient
+from .pieces import Factor, Piece, Vector, counted
 from .point import wide
 from .solvers import Inverse, Product, Solution
 
@@ -232,8 +232,7 @@ class _Sums:
             sides = [Factor(piece.values[:, :, None], piece.values.shape[-1], True)]
             limit = LONGEST_VECTOR
         else:
-            piece = with_gradient(piece)
-            sides, limit, self.bias = [piece.left, piece.right], LONGEST_SIDE, piece.bias
+            sides, limit, self.bias = [*counted(piece)], LONGEST_SIDE, piece.bias
         for place, side in enumerate(sides):
             if len(self.wholes) <= place:
                 diagonal = side.size > limit or side.is_ids

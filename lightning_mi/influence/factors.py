@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ArgumentError
 from .blocks import Block, dense, grouped, in_parts
 from .gathered import Gathered, Labels
-from .pieces import Factor, Matrix, Piece, Vector, with_gradient
+from .pieces import Factor, Matrix, Piece, Vector, counted
 from .point import wide
 from .products import Curvature
 from .solvers import APPROXIMATE, Inverse, Product, Solution
@@ -410,8 +410,7 @@ class Sums:
         if isinstance(piece, Vector):
             self.sides[0].add(piece.values)
             return
-        piece = with_gradient(piece)
-        for place, factor in enumerate((piece.left, piece.right)):
+        for place, factor in enumerate(counted(piece)):
             self.sides[place].add(factor.rows)
             if not factor.pulled:
                 self.pulled[place] = False

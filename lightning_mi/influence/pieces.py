@@ -21,7 +21,7 @@ from .point import Point
 from .reader import Layout, Read
 from .recording import MATMULS, SUMS, Call, Made, Use
 
-__all__ = ["Factor", "Matrix", "Piece", "Vector", "pieces_of", "with_gradient"]
+__all__ = ["Factor", "Matrix", "Piece", "Vector", "counted", "pieces_of"]
 
 _T: Any = torch.Tensor
 
@@ -122,27 +122,26 @@ class Vector:
 Piece: TypeAlias = Matrix | Vector
 
 
-def with_gradient(piece: Matrix) -> Matrix:
-    """Return what has a gradient of a piece, the rows of all examples one after the other.
+def counted(piece: Matrix) -> tuple[Factor, Factor]:
+    """Return both sides of a piece, the inputs without rows that have no gradient.
 
-    Rows without one, such as those of padding, are no part of any example's gradient; counted in
-    the mean of the inputs they would make it depend on how long the neighbours in a batch are.
+    Such rows, of padding for example, are no part of any example's gradient; in a mean of the
+    inputs they would make it depend on how long the neighbours in a batch are.
 
     Args:
         piece: The gradients of some examples.
 
     Returns:
-        The rows, as if of one example; the piece itself where all have a gradient.
+        Left and right; where rows are left out the others follow one another, as if of one example.
     """
     pulled = piece.pulled.rows
-    if pulled.shape[2] == 1:
-        return piece  # Examples are padded in their rows; one that has a single row stays.
+    if pulled.shape[2] == 1:  # Nothing pads an example's only row.
+        return piece.left, piece.right
     live = pulled.any(-1).any(0)
     if bool(live.all()):
-        return piece
-    sides = (replace(f, rows=f.rows[:, live][:, None]) for f in (piece.left, piece.right))
-    left, right = sides
-    return replace(piece, left=left, right=right)
+        return piece.left, piece.right
+    inputs = replace(piece.inputs, rows=piece.inputs.rows[:, live][:, None])
+    return (piece.left, inputs) if piece.left.pulled else (inputs, piece.right)
 
 
 @torch.no_grad()
