@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lightning_mi.circuits import (
     activation_patching,
     subspace_patching,
 )
+from lightning_mi.circuits.causal import restart
 from lightning_mi.errors import LightningMIError
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -175,6 +177,62 @@ def by_hook(model: nn.Module, pair: Behavior, module: nn.Module, where: slice) -
         patched = pair.metric(model(pair.clean).logits).mean()
         handle.remove()
     return float((patched - base) / (donor - base))
+
+
+@pytest.mark.parametrize("family", ["neox", "gemma", "qwen"])
+@pytest.mark.parametrize("what", ["z", "k", "pattern", "mlp", "residual"])
+def test_what_is_left_out_before_prompts_differ_changes_nothing(
+    family: str, what: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(family)
+    pair = alike_until(4)
+    anatomy = Anatomy.of(model, pair.clean)
+    found = activation_patching(model, pair, what=what, positions="all", anatomy=anatomy)
+    monkeypatch.setattr(restart, "Levels", restart.Levels[-1:])
+    other = activation_patching(model, pair, what=what, positions="all", anatomy=anatomy)
+    torch.testing.assert_close(found.values, other.values, atol=1e-4, rtol=1e-4)
+
+
+def alike_until(position: int) -> Behavior:
+    generator = torch.Generator().manual_seed(2)
+    clean, corrupted = (torch.randint(1, 31, (3, 7), generator=generator) for _ in range(2))
+    corrupted[:, :position] = clean[:, :position]
+    return Behavior(clean, corrupted, target=LogitDifference(3, other=9))
+
+
+def test_maps_run_only_where_prompts_differ_and_only_in_models_that_look_back() -> None:
+    import transformers as hf
+
+    gpt2: Any = tiny_gpt2("sdpa")
+    bert: Any = hf.BertForMaskedLM(
+        hf.BertConfig(
+            vocab_size=53, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+            intermediate_size=48, max_position_embeddings=16,
+        )
+    ).eval()  # fmt: skip
+    found = {}
+    for model, part in (
+        (gpt2, gpt2.transformer.h[1].attn.c_attn),
+        (bert, bert.bert.encoder.layer[1].attention.self.query),
+    ):
+        lengths: list[int] = []
+        forward = type(part).forward
+
+        def noted(
+            self: Any, x: torch.Tensor, run: Any = forward, into: list[int] = lengths
+        ) -> torch.Tensor:
+            into.append(x.shape[1])
+            made: torch.Tensor = run(self, x)
+            return made
+
+        part.forward = types.MethodType(noted, part)
+        activation_patching(model, alike_until(4))
+        found[type(model).__name__] = lengths
+    # Whole in both runs and in the patch that is run whole.
+    assert sorted(found["GPT2LMHeadModel"])[-3:] == [7, 7, 7]
+    assert found["GPT2LMHeadModel"][-1] == 3
+    assert found["BertForMaskedLM"][-1] == 7
+    assert 3 not in found["BertForMaskedLM"]
 
 
 @pytest.mark.parametrize("what", ["mlp", "residual"])

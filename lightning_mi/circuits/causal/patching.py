@@ -23,6 +23,8 @@ from .places import Port
 from .ports import Change, Ports
 from .readings import Asker
 from .restart import Base, Level, Row, recording
+from .trimming import alike
+from .unchanged import same_before
 
 __all__ = [
     "ActivationPatching",
@@ -82,6 +84,7 @@ class Patcher:
         self.ports = Ports(model, self.task, self.anatomy, "rows" if looks else "none")
         self.asker = Asker(model, self.task, behavior)
         self.base = Base(self.ports, self.asker, self.ends[0], len(behavior))
+        self.base.start = alike(*self.ends)
         self.sites: dict[int, Site] = {}
         self.donor: dict[int, Tensor] = {}
         self.old: dict[int, Tensor] = {}
@@ -278,6 +281,8 @@ class Patcher:
         """Return how much may be left out: one patch is run whole, too, and must agree."""
         if self._level is None:
             kind = "z" if self.what in OF_HEADS else self.what
+            if not same_before(self.base.start, self.old, self.donor):
+                self.base.start = 0
             levels = self.base.levels(kind)
             sample = [entries[len(entries) // 2]]
             layer = sample[0][0]
@@ -321,8 +326,8 @@ def activation_patching(
     brings the behavior back, which shows parts of an AND. ``"noise"`` patches the clean run with
     values of the corrupted one: 1 where the behavior is destroyed, which shows parts of an OR. The
     two differ; run both (Heimersheim and Nanda 2024). Everything after the part is computed anew,
-    everything before is not; all heads of a layer are one batch. One patch is also run whole, and
-    where that differs, all are.
+    everything before is not, nor are maps of positions before the prompts differ; all heads of a
+    layer are one batch. One patch is also run whole, and where that differs, all are.
 
     Args:
         model: The user's model; it is left as it was.

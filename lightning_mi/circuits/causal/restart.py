@@ -19,6 +19,7 @@ from .places import Port
 from .ports import Change, Ports, block_names, replaced
 from .readings import Asker
 from .streams import repeated
+from .unchanged import by_position, local_modules, unchanged
 
 __all__ = ["Base", "Level", "Levels", "Row", "recording"]
 
@@ -58,14 +59,17 @@ class Level:
         skips: Layers before the patched one return what they returned.
         writes: The patched part's module is not run either: what it writes is put in its place.
         cuts: The last MLP is computed only where the metric reads.
+        trims: Positions before the prompts differ are not computed again.
     """
 
     skips: bool
     writes: bool
     cuts: bool
+    trims: bool = False
 
 
 Levels = (
+    Level(True, True, True, True),
     Level(True, True, True),
     Level(True, True, False),
     Level(True, False, False),
@@ -84,6 +88,8 @@ class Base:
         size: Their number.
         returned: What modules returned, by name.
         z: What heads wrote, by layer.
+        start: First position at which a patch can change anything.
+        widths: What modules that may map each position by itself are given, by name.
     """
 
     ports: Ports
@@ -92,6 +98,9 @@ class Base:
     size: int
     returned: dict[str, Any] = field(default_factory=dict)
     z: dict[int, Tensor] = field(default_factory=dict)
+    start: int = 0
+    widths: dict[str, int] = field(default_factory=dict)
+    _at_each: dict[str, Tensor] | None = None
 
     @property
     def anatomy(self) -> Anatomy:
@@ -118,9 +127,12 @@ class Base:
             stubs = {n: self._again(n, len(rows)) for at, n in blocks.items() if at < layer}
         if level.writes:
             stubs.update(self._written(port, rows))
+        kept = {modules[n]: v for n, v in self._local().items() if n not in stubs}
         cut = [modules[n] for n in self._last() if level.cuts and n not in stubs]
         with ExitStack() as stack, torch.no_grad():
             stack.enter_context(_stubbed({modules[n]: v for n, v in stubs.items()}))
+            if level.trims:
+                stack.enter_context(unchanged(kept, self.start, len(rows)))
             if not level.writes or kind == "residual":
                 change = Change(lambda old: self._patched(old, rows))
                 first = layer if level.skips else 0
@@ -181,6 +193,22 @@ class Base:
         name = readers[writers[-1].reads].module
         return [name] if sum(r.module == name for r in readers) == 1 else []
 
+    def _local(self) -> dict[str, Tensor]:
+        """Return what was returned by modules that map each position by itself."""
+        if self._at_each is None:
+            fits: dict[tuple[type, int, int], bool] = {}
+            modules, self._at_each = named(self.ports.model), {}
+            for name, width in self.widths.items() if self.start else ():
+                made = self.returned.get(name)
+                if not isinstance(made, Tensor) or made.ndim != 3 or len(made) != self.size:
+                    continue
+                kind = (type(modules[name]), width, made.shape[-1])
+                if kind not in fits:
+                    fits[kind] = by_position(modules[name], made, width)
+                if fits[kind]:
+                    self._at_each[name] = made
+        return self._at_each
+
     def levels(self, kind: str) -> list[Level]:
         """Return what may be left out in this model, the most first.
 
@@ -197,7 +225,7 @@ class Base:
         writes = all(self._attention(at) for at in range(self.anatomy.n_layers))
         found = []
         for level in Levels:
-            if level.skips and not recorded:
+            if (level.skips and not recorded) or (level.trims and not self._local()):
                 continue
             if level.writes and (not writes or (kind == "z" and (half or not known))):
                 continue
@@ -218,10 +246,13 @@ def recording(base: Base) -> Iterator[None]:
     anatomy, modules = base.anatomy, named(base.ports.model)
     names = {*block_names(anatomy.modules).values(), *anatomy.modules}
     names |= {w.module for w in anatomy.writers if w.kind in ("heads", "mlp") and w.module}
+    local = set(local_modules(anatomy, modules)) if base.start else set()
     with ExitStack() as stack:
-        for name in names:
+        for name in names | local:
 
             def hook(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                if name in local and args and isinstance(args[0], Tensor) and args[0].ndim:
+                    base.widths[name] = args[0].shape[-1]
                 if isinstance(output, Tensor | tuple | list):
                     base.returned[name] = tree_map(_kept, output)
 

@@ -21,6 +21,7 @@ from ...batch import main_input
 from ...behavior import Behavior
 from ...target import Logit, positions
 from .streams import Seen, Wiring
+from .unchanged import by_position, whole_mlp
 
 __all__ = ["Trim", "alike", "compared", "first_change", "trim_of", "trimmed"]
 
@@ -124,9 +125,9 @@ def trim_of(wiring: Wiring, base: Seen, start: int, behavior: Behavior) -> Trim:
         made = base.returned[index]
         if writer.kind != "mlp" or writer.layer < 0 or made is None or made.ndim != 3:
             continue
-        module = _whole(wiring, index)
+        module = wiring.modules[whole_mlp(wiring.anatomy, index)]
         if type(module) not in fits:
-            fits[type(module)] = _by_position(module, made)
+            fits[type(module)] = by_position(module, made)
         if fits[type(module)]:
             outputs[index] = module, made
     return Trim(start, outputs, _last(wiring, base, behavior, outputs))
@@ -149,35 +150,6 @@ def _last(
     if hidden.ndim != 3 or len(hidden) != len(behavior):
         return None
     return own[0], positions(hidden, behavior.clean, question).to(hidden.device)
-
-
-def _whole(wiring: Wiring, index: int) -> nn.Module:
-    """Return the largest module around a writer that holds no other writer and no reader."""
-    writers, readers = wiring.anatomy.writers, wiring.anatomy.readers
-    others = [w.module for i, w in enumerate(writers) if i != index] + [r.module for r in readers]
-    name = writers[index].module
-    while "." in name:
-        parent = name.rsplit(".", 1)[0]
-        if any(other.startswith(f"{parent}.") or other == parent for other in others):
-            break
-        name = parent
-    return wiring.modules[name]
-
-
-def _by_position(module: nn.Module, like: Tensor) -> bool:
-    """Return whether a module maps every position by itself, and the width to itself."""
-    width = like.shape[-1]
-    x = torch.arange(3 * width, device=like.device).view(1, 3, width)
-    x = (0.7 * x).sin().to(like.dtype)
-    try:
-        with torch.no_grad():
-            whole, part = module(x), module(x[:, 1:])
-    except (RuntimeError, TypeError, ValueError, IndexError):
-        return False
-    if not isinstance(whole, Tensor) or not isinstance(part, Tensor) or whole.shape != x.shape:
-        return False
-    tolerance = 1e-4 if like.element_size() >= 4 else 2e-2
-    return bool((whole[:, 1:] - part).abs().max() <= tolerance * whole.abs().max())
 
 
 @contextmanager
