@@ -330,7 +330,9 @@ class TestTable:
 
 class TestWhichSink:
     @pytest.mark.parametrize("package", PACKAGES)
-    def test_loggers_of_both_packages(self, package: str, tmp_path: Path) -> None:
+    def test_loggers_of_both_packages(self, package: str, tmp_path: Path, monkeypatch: Any) -> None:
+        # Where another test imported it, the experiment of W&B's logger would be looked at.
+        monkeypatch.delitem(sys.modules, "trackio", raising=False)
         kinds = lightning(package).loggers
         made = [
             kinds.WandbLogger(offline=True),
