@@ -62,11 +62,30 @@ def test_a_sampler_neither_moves_nor_repeats_columns(kind: str, solver: str) -> 
     assert torch.equal(found.values, plain.values)
 
 
+def tiny_bert() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        vocab_size=11,
+        max_position_embeddings=16,
+        num_labels=3,
+    )
+    return transformers.BertForSequenceClassification(config).double().eval()
+
+
+def labelled(items: list[Any]) -> Any:
+    return {**padded(items), "labels": torch.tensor([int(i.sum()) % 3 for i in items])}
+
+
 @pytest.mark.parametrize(
     "solver",
     [
         EKFAC(),
         EKFAC(labels="exact"),
+        EKFAC(labels="sampled"),
         EKFAC(labels="true"),
         EKFAC(rows=12),
         KFAC(),
@@ -74,13 +93,16 @@ def test_a_sampler_neither_moves_nor_repeats_columns(kind: str, solver: str) -> 
         DataInf(),
     ],
 )
-def test_padding_by_longer_examples_changes_no_score(solver: Any) -> None:
+@pytest.mark.parametrize("kind", ["language model", "classifier"])
+def test_padding_by_longer_examples_changes_no_score(kind: str, solver: Any) -> None:
     """Rows of padding are in no mean of a factor, and how many there are decides nothing."""
-    model = tiny_gpt2()
-    data = IndexedData(Dictionaries([4, 9, 5, 7, 3]), padded)
+    torch.manual_seed(0)
+    texts, reads = Dictionaries([4, 9, 5, 7, 3]), kind == "language model"
+    model, goal = (tiny_gpt2(), NextToken()) if reads else (tiny_bert(), Classification())
+    data = IndexedData(texts, padded if reads else labelled)
     alone, together = (
         influence_scores(
-            model, Objective(NextToken()), data, data, solver=solver, damping=0.5, batch_size=size
+            model, Objective(goal), data, data, solver=solver, damping=0.5, batch_size=size
         ).values
         for size in (1, 5)
     )
