@@ -34,7 +34,7 @@ from lightning_mi.influence.products import Curvature
 
 pytestmark = pytest.mark.filterwarnings("ignore:The model is far", "ignore:The solver stopped")
 
-EXAMPLES = 17  # Cut by 7 the last batch is a short one; 40 takes all at once.
+EXAMPLES = 11  # Cut by 7 the last batch is a short one; 40 takes all at once.
 GOAL = Objective(Classification(), regularizer=lambda m: 0.01 * m[0].weight.square().sum())
 
 SOLVERS: dict[str, Any] = {
@@ -48,7 +48,7 @@ SOLVERS: dict[str, Any] = {
     "ekfac": EKFAC(),
     "ekfac, sampled labels": EKFAC(labels="sampled"),
     "ekfac, true labels": EKFAC(labels="true"),
-    "ekfac, drawn rows": EKFAC(rows=9),
+    "ekfac, drawn rows": EKFAC(rows=6),
     "ekfac, relative damping": EKFAC(relative_damping=0.1),
     "datainf": DataInf(),
     "datainf, relative damping": DataInf(relative_damping=0.1),
@@ -104,13 +104,13 @@ def test_scores_of_a_part_are_those_of_the_whole(name: str, problem: Any) -> Non
     model, train, queries = problem
     given = {"solver": SOLVERS[name], "damping": 0.05}
     whole = influence_scores(model, GOAL, train, queries, **given)
-    few = influence_scores(model, GOAL, train, queries, candidates=[12, 2, 16], **given)
-    same(whole.values[:, [12, 2, 16]], few.values)
+    few = influence_scores(model, GOAL, train, queries, candidates=[9, 2, 10], **given)
+    same(whole.values[:, [9, 2, 10]], few.values)
     one = influence_scores(model, GOAL, train, TensorDataset(*queries[2:3]), **given)
     same(whole.values[2:3], one.values)
 
 
-@pytest.mark.parametrize("name", ["exact", "cg", "ekfac", "kfac", "datainf", "logra"])
+@pytest.mark.parametrize("name", ["exact", "ekfac", "kfac", "datainf", "logra"])
 def test_self_influence_does_not_depend_on_batches(name: str, problem: Any) -> None:
     model, train, _ = problem
     given = {"solver": SOLVERS[name], "damping": 0.05}
@@ -119,7 +119,7 @@ def test_self_influence_does_not_depend_on_batches(name: str, problem: Any) -> N
     same(*(s.values for s in by_size), little.values)
 
 
-@pytest.mark.parametrize("seeded", [LiSSA(depth=3, examples=5), EKFAC(rows=9), TRAK(dimension=6)])
+@pytest.mark.parametrize("seeded", [LiSSA(depth=3, examples=5), EKFAC(rows=6), TRAK(dimension=6)])
 def test_what_is_drawn_follows_the_seed(seeded: Any, problem: Any) -> None:
     model, train, queries = problem
     first, other = (

@@ -162,6 +162,7 @@ def test_factored_scores_predict_retraining_as_kronfluence_does() -> None:
     assert factored.minus(plain).low > 0.15
 
 
+@pytest.mark.slow
 def test_projected_scores_predict_retraining_better_than_trak_of_peers() -> None:
     model, halves, peers = stored()
     assert judged(scored(model, "trak"), halves).minus(peers["dattri_trak"]).low > 0.1
