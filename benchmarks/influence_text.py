@@ -243,6 +243,8 @@ if __name__ == "__main__":
     if "--case" not in sys.argv:
         SAVED.with_name(f"{SAVED.stem}_scores.pt").unlink(missing_ok=True)
     rounds = compare(CASES, beside=LIMIT, promises=PROMISES, facts=agreement)
+    if THEIRS not in CASES:
+        print("Not installed, so not compared: kronfluence")
     for name in CASES:
         if "agreement" in rounds[0][name]:
             print(f"{name}: agrees with the first by {rounds[0][name]['agreement']:.4f}")

@@ -27,8 +27,11 @@ __all__ = [
 ENTRIES = 2**19
 """Entries of the gradients of one block that exist at once; so many stay in a processor's cache."""
 
-MANY = 2**22
-"""The same where they meet many vectors, which have to be read once for each part."""
+MANY = 64
+"""Gradients that meet many vectors at once, which have to be read once for each part."""
+
+MOST = 2**22
+"""Entries of these."""
 
 
 @dataclass(frozen=True)
@@ -276,9 +279,11 @@ def dense_all(blocks: Sequence[Block], pieces: Iterable[Piece], examples: int, s
     by_name, device = grouped(pieces), blocks[0].index.device
     found = torch.zeros(examples, size, dtype=wide(device), device=device)
     for block in blocks:
-        of_block = by_name.get(block.name)
-        if of_block:
-            block.put(found, dense(block, [p.part(slice(0, 1)) for p in of_block])[0])
+        of_block, start = [p.part(slice(0, 1)) for p in by_name.get(block.name, [])], 0
+        for some in in_parts(block, of_block):
+            rows = dense(block, some)[0]
+            block.put(found[start : start + len(rows)], rows)
+            start += len(rows)
     return found
 
 
@@ -317,7 +322,7 @@ def _add_in_parts(
     total: Tensor, block: Block, piece: Piece, weights: Tensor, sums: Tensor | None = None
 ) -> None:
     flat, start = weights.flatten(1).T, 0
-    for part in in_parts(block, [piece], MANY):
+    for part in in_parts(block, [piece], max(2 * ENTRIES, min(MANY * block.size, MOST))):
         rows = dense(block, part)[0].flatten(1)
         total[start : start + len(rows)].addmm_(rows, flat)
         start += len(rows)

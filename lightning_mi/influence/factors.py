@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from .blocks import Block, dense, grouped, in_parts
+from .blocks import ENTRIES, Block, dense, grouped, in_parts
 from .gathered import Gathered, Labels
 from .pieces import Factor, Matrix, Piece, Vector, counted
 from .point import wide
@@ -289,11 +289,13 @@ class Eigens:
 
     def __call__(self, right: Tensor) -> Solution:
         """Return the solution for each right-hand side ``[query, P]``."""
-        found, right = torch.zeros_like(right), right.to(self.kind)
+        found = torch.zeros_like(right)
         for block in self.blocks:
-            own = self.eigen[block.name]
-            turned = own.turned(block.take(right))
-            block.put(found, own.back(own.divided(turned, self.dampings[block.name])))
+            own, damping = self.eigen[block.name], self.dampings[block.name]
+            step = max(1, ENTRIES // block.size)
+            for some, into in zip(right.split(step), found.split(step), strict=True):
+                turned = own.turned(block.take(some.to(self.kind)))
+                block.put(into, own.back(own.divided(turned, damping)))
         details = {"labels": self.labels, **self.known}
         if len(set(self.dampings.values())) > 1:
             details["damping_by_block"] = str(self.dampings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,9 +190,9 @@ class Job:
         gradients = asked.gradients
         solution = inverse(gradients)
         scale = 1 / len(self.train)
-        vectors, constants = solution.vectors * scale, (solution.vectors @ own) * scale
-        dots, mean = self._dots(point, curvature, indices, sample, vectors)
-        values = dots.T + constants[:, None]
+        constants = (solution.vectors @ own) * scale
+        dots, mean = self._dots(point, curvature, indices, sample, solution.vectors)
+        values = dots.mul_(scale).T + constants[:, None]
         return InfluenceScores(
             values.cpu(),
             tuple(indices),
@@ -204,7 +204,7 @@ class Job:
                 self.train,
                 indices,
                 values,
-                vectors,
+                (v * scale for v in solution.vectors),
                 self.shown,
                 constants.tolist(),
             ),
@@ -314,7 +314,7 @@ def shares_of_queries(
     data: IndexedData,
     indices: Sequence[int],
     values: Tensor,
-    directions: Tensor,
+    directions: Iterable[Tensor],
     k: int,
     constants: Sequence[float] | None = None,
 ) -> tuple[TokenShares, ...] | None:
@@ -326,7 +326,7 @@ def shares_of_queries(
         data: The training examples.
         indices: Dataset index of each score.
         values: The scores ``[query, train_example]``.
-        directions: Their directions in parameter space, ``[query, P]``.
+        directions: Their directions in parameter space, a vector ``[P]`` for each query.
         k: How many of each.
         constants: What the scores of each query contain beside it; None is nothing.
 
