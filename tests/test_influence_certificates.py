@@ -20,12 +20,15 @@ from lightning_mi.influence import (
     InfluenceFunction,
     InfluenceScores,
     Objective,
+    TrainingFactors,
+    TrainingInfluence,
     influence_scores,
     relatif,
     self_influence,
     source,
     tracin,
 )
+from lightning_mi.influence.during_measured import FACTORS
 from lightning_mi.influence.evaluate import pbrf
 from lightning_mi.influence.result import CERTIFICATE
 
@@ -151,6 +154,27 @@ def test_the_measurement_keeps_it() -> None:
     records = {r.what: r.panel for r in measure(model, measured, context=context)}
     said = records["scores"].convention
     assert {*CERTIFICATE} <= {*said}
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_scores_while_training_say_all_of_it(seen: bool) -> None:
+    model, train, queries = problem()
+    factors = TrainingFactors(model, damping=0.05)
+    if seen:
+        x, y = train.tensors
+        with factors.watching(model, len(x), 1.0):
+            nn.functional.cross_entropy(model(x), y).backward()
+    context = Context(model, list(queries.tensors), GOAL.task, dataset=IndexedData(train))
+    context.shared(FACTORS, lambda: (factors, 0.5 if seen else None))
+    measured = TrainingInfluence(method="kfac", damping=0.05, queries=3)
+    panels = {r.what: r.panel for r in measure(model, measured, context=context)}
+    said = panels["scores"].convention
+    absent = said["absent"]
+    for key in CERTIFICATE:
+        assert (key in said) != (key in absent), key
+    assert said["damping"] == 0.05
+    assert "residual" in absent
+    assert ("gradient_norm" in absent) != seen
 
 
 # ------------------------------------------------------------------ the doubts
