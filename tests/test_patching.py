@@ -17,6 +17,7 @@ from lightning_mi.anatomy import Anatomy
 from lightning_mi.circuits import (
     ActivationPatching,
     AttributionPatching,
+    EdgeAttribution,
     activation_patching,
     subspace_patching,
 )
@@ -250,3 +251,19 @@ def test_an_mlp_that_there_is_not_is_named() -> None:
         subspace_patching(built.induction(), built.repeats(), MLP(0), torch.eye(44)[:, :1])
     with pytest.raises(LightningMIError, match=r"out of \[0\], got layer 3"):
         subspace_patching(built.gate("and"), built.bits(), MLP(3), torch.eye(9)[:, :1])
+
+
+def test_measurements_of_one_firing_find_the_anatomy_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pair = tiny("qwen"), alike_until(2)
+    calls: list[int] = []
+    find = Anatomy.of
+
+    def counted(*args: Any, **kwargs: Any) -> Anatomy:
+        calls.append(1)
+        return find(*args, **kwargs)
+
+    monkeypatch.setattr(Anatomy, "of", counted)
+    asked = [EdgeAttribution(pair), ActivationPatching(pair), AttributionPatching(pair, verify=1)]
+    found = measure(model, asked)
+    assert len(calls) == 1
+    assert {"edge_attribution/edges", "activation_patching/effect"} <= {r.name for r in found}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...anatomy import Anatomy
+from ...anatomy.shared import shared_anatomy
 from ...anatomy.tape import named, tensors
 from ...attention import Site
 from ...attention.site import grouped_product, widened
@@ -447,13 +448,16 @@ class AttributionPatching:
         Returns:
             The panels.
         """
+        own = as_behavior(self.behavior).to(context.device)
+        needed = self.verify != 0 or self.what not in OF_HEADS or "graddrop" in self.corrections
         return attribution_panels(
             model,
-            as_behavior(self.behavior).to(context.device),
+            own,
             what=self.what,
             direction=self.direction,
             positions=self.positions,
             corrections=self.corrections,
             verify=self.verify,
             task=context.known_task,
+            anatomy=shared_anatomy(model, context, own.clean) if needed else None,
         )

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ...anatomy import Anatomy
+from ...anatomy.shared import shared_anatomy
 from ...behavior import Behavior, BehaviorLike, as_behavior
 from ...errors import ArgumentError
 from ...isolation import frozen, untouched
@@ -222,13 +223,15 @@ class EdgeAttribution:
         Returns:
             Names to panels.
         """
+        own = as_behavior(self.behavior).to(context.device)
         found = edge_attribution(
             model,
-            as_behavior(self.behavior).to(context.device),
+            own,
             steps=self.steps,
             variant=self.variant,
             direction=self.direction,
             task=context.known_task,
+            anatomy=shared_anatomy(model, context, own.clean),
         )
         return {
             **found.reading(),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...anatomy import Anatomy
+from ...anatomy.shared import shared_anatomy
 from ...attention import Site
 from ...behavior import Behavior, BehaviorLike, as_behavior
 from ...errors import ArgumentError
@@ -525,12 +526,14 @@ class ActivationPatching:
         Returns:
             The panel.
         """
+        own = as_behavior(self.behavior).to(context.device)
         found = activation_patching(
             model,
-            as_behavior(self.behavior).to(context.device),
+            own,
             what=self.what,
             direction=self.direction,
             positions=self.positions,
             task=context.known_task,
+            anatomy=shared_anatomy(model, context, own.clean),
         )
         return {"effect": found}
