@@ -12,10 +12,11 @@ from trained import VOCABULARY, trained
 
 import lightning_mi as mi
 from lightning_mi.anatomy import Anatomy
-from lightning_mi.behaviors import IndirectObject, RepeatedTokens
+from lightning_mi.behaviors import InContextLearning, IndirectObject, RepeatedTokens
 from lightning_mi.circuits import (
     Scorecard,
     acdc,
+    characterise,
     edge_attribution,
     edge_patching,
     faithfulness_curve,
@@ -163,3 +164,28 @@ def test_induction_in_smollm2_needs_many_edges(smollm2: tuple[Any, Any, Anatomy]
         alone = trial.share(trial.metric(circuit.mask[None])[0])
     assert alone.low > 0.7
     assert against.beaten, against
+
+
+@installed
+def test_a_circuit_alone_is_as_insensitive_to_labels_as_smollm2(
+    smollm2: tuple[Any, Any, Anatomy],
+) -> None:
+    """Faithful on prompts with gold labels, it must also do what the model does with others."""
+    model, tokenizer, anatomy = smollm2
+    found_on = InContextLearning(tokenizer, pairs=12, shots=2, seed=1).behavior()
+    scores = edge_attribution(model, found_on, steps=5, anatomy=anatomy)
+    circuit = scores.circuit(n_edges=scores.graph.n_edges // 10)
+    prompts = InContextLearning(tokenizer, pairs=12, shots=2)
+    assert circuit.run(model, prompts, anatomy=anatomy).faithfulness == pytest.approx(1.0, abs=0.2)
+    found = characterise(model, prompts, circuit)
+    for whose in ("model", "circuit"):
+        one = found.of("label_insensitivity", whose)
+        assert one.reason is None
+        assert set(one.values) == {"gold", "random", "flipped", "zero_shot"}
+        assert all(0.0 <= e.low <= e.value <= e.high <= 1.0 for e in one.values.values())
+        # A model that learns from labels would turn its answers with them: 1 - gold.
+        assert not any(claim.refuted for claim in one.claims), str(found)
+        assert one.values["zero_shot"].value >= 0.75, str(found)
+    whole, alone = (found.of("label_insensitivity", w).values for w in ("model", "circuit"))
+    for kind, value in whole.items():
+        assert abs(value.value - alone[kind].value) <= 0.35, (kind, str(found))
