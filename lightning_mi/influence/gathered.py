@@ -352,14 +352,15 @@ def curvature_columns(
     count = outputs[0].numel()
     task = objective.task
     # Texts are sampled however short: how many outputs they have depends on how they are padded.
-    text = isinstance(task, NextToken) and _own_loss(task) and outputs.ndim == 3
-    exact = labels == "exact" or (labels == "auto" and count <= FEW and not text)
+    text = task if isinstance(task, NextToken) and _own_loss(task) else None
+    few = count <= FEW and (text is None or outputs.ndim != 3)
+    exact = labels == "exact" or (labels == "auto" and few)
     if exact:
         if type(task).loss is Classification.loss and outputs.ndim == 2 and count > 1:
             return "exact", _class_columns(outputs)
         return "exact", _root_columns(objective, outputs, batch)
-    if text:
-        return "sampled", [_sampled_tokens(task, outputs, batch, places, seed)]
+    if text is not None and outputs.ndim == 3:
+        return "sampled", [_sampled_tokens(text, outputs, batch, places, seed)]
     if type(task).loss is Classification.loss and outputs.ndim == 2:
         u = _uniform(places, 1, seed, outputs)[:, 0]
         return "sampled", [_drawn(outputs, u)]
