@@ -293,7 +293,7 @@ class Eigens:
         for block in self.blocks:
             own, damping = self.eigen[block.name], self.dampings[block.name]
             step = max(1, ENTRIES // block.size)
-            for some, into in zip(right.split(step), found.split(step), strict=True):
+            for some, into in zip(torch.split(right, step), torch.split(found, step), strict=True):
                 turned = own.turned(block.take(some.to(self.kind)))
                 block.put(into, own.back(own.divided(turned, damping)))
         details = {"labels": self.labels, **self.known}
