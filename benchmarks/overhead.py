@@ -217,6 +217,8 @@ def made(kind: str, folder: str) -> Any:
     """Return a logger by name."""
     from pytorch_lightning import loggers
 
+    if kind == "wandb":  # a run for each training; what W&B does in its own process is not counted
+        return loggers.WandbLogger(save_dir=folder, offline=True, reinit="create_new")
     kinds = {"csv": loggers.CSVLogger, "tensorboard": loggers.TensorBoardLogger}
     return kinds[kind](folder) if kind in kinds else False
 
@@ -320,7 +322,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=4, help="processes")
     parser.add_argument("--blocks", type=int, default=1, help="blocks of 100 steps in each")
-    parser.add_argument("--logger", choices=("csv", "tensorboard", "none"), default="csv")
+    parser.add_argument("--logger", choices=("csv", "tensorboard", "wandb", "none"), default="csv")
     parser.add_argument("--cases", nargs="*", choices=KINDS, default=[THREE, INFLUENCE])
     parser.add_argument("--first", type=int, help="measure in this process, from this case on")
     options = parser.parse_args()
