@@ -18,6 +18,7 @@ from lightning_mi.circuits import (
     intervene,
     mean,
     resample,
+    scale_heads,
     value,
     zero,
 )
@@ -49,6 +50,16 @@ def test_zero_leaves_the_bias_of_the_output_projection(model: Grouped) -> None:
     run(model, clean, {Head(1, h): zero() for h in range(4)})
     hook.remove()
     assert torch.allclose(seen[0], layer.o_proj.bias.expand_as(seen[0]), atol=1e-6)
+
+
+def test_a_layer_that_there_is_not_is_refused(model: Grouped) -> None:
+    """Else cutting its heads would seem to do nothing."""
+    clean, _ = prompts()
+    for part in (Head(2, 0), Reader(Head(2, 0), "k"), At(Head(2, 0), "pattern")):
+        with pytest.raises(ArgumentError, match=r"out of \[0, 1\], got layer 2"):
+            run(model, clean, {Head(0, 0): zero(), part: zero()})
+    with pytest.raises(ArgumentError, match="got layer 2"), scale_heads(model, {Head(2, 0): 0.0}):
+        model(clean)
 
 
 def test_several_layers_get_stored_values_not_those_that_the_others_made(model: Grouped) -> None:

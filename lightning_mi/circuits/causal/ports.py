@@ -75,6 +75,10 @@ class Ports:
 
         Yields:
             Nothing.
+
+        Raises:
+            ArgumentError: At the end of the block, if a layer whose heads were to be changed never
+                ran: it would look as if the change did nothing.
         """
         keep: dict[Port, Tensor] = {} if seen is None else seen
         kinds = {kind for kind, _ in [*changes, *wanted]}
@@ -83,10 +87,13 @@ class Ports:
                 if kind not in ATTENTION:
                     port = (kind, layer)
                     self._hook(stack, port, changes.get(port), keep, port in wanted)
+            rewrite: _Rewriter | None = None
             if kinds & set(ATTENTION) or visit is not None:
                 rewrite = _Rewriter(changes, keep, set(wanted), first_layer, visit)
                 stack.enter_context(tap(self.model, rewrite=rewrite, keep=False, check=self.check))
             yield
+            if rewrite is not None:
+                rewrite.require_all()
 
     def _hook(
         self,
@@ -247,6 +254,22 @@ class _Rewriter:
         if self.visit is not None:
             self.visit(layer, site)
         return site.z
+
+    def require_all(self) -> None:
+        """Refuse changes of layers that there are not.
+
+        Raises:
+            ArgumentError: If others ran, and one that was to be changed did not.
+        """
+        ran = set(self.layers.values())
+        missed = sorted(n for kind, n in self.changes if kind in ATTENTION and n not in ran)
+        if ran and missed:
+            raise ArgumentError.of(
+                "head",
+                expected=f"a layer with self-attention, out of {sorted(ran)}",
+                got=f"layer {missed[0]}, which never ran",
+                do="Layers are self-attentions, counted from 0 in the order in which they run.",
+            )
 
     def _attended(self, layer: int, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         moved = q is not site.q or k is not site.k
