@@ -202,6 +202,22 @@ def test_a_circuit_is_taken_from_scores_and_does_it_all(how: Any) -> None:
     assert names(circuit.shrink().grow(3)) >= INDUCTION
 
 
+def test_a_number_of_edges_that_is_none_is_refused() -> None:
+    scores = edge_attribution(built.induction(), built.repeats(), steps=5)
+    circuit = scores.circuit(n_edges=3)
+    calls: list[Any] = [
+        lambda: scores.circuit(n_edges=-3, how="top"),  # Would be all but three of them.
+        lambda: scores.circuit(n_edges=2.5),  # type: ignore[arg-type]
+        lambda: circuit.shrink(-1),  # Would leave one edge.
+        lambda: circuit.grow(-1),
+    ]
+    for call in calls:
+        with pytest.raises(mi.errors.ArgumentError, match="an int of at least 0"):
+            call()
+    assert len(scores.circuit(n_edges=0)) == 0
+    assert circuit.shrink(0) == circuit == circuit.grow(0)
+
+
 def test_what_leads_nowhere_is_pruned() -> None:
     graph = edge_attribution(built.induction(), built.repeats()).graph
     loose = graph.mask([Edge("L0H0", "L1H0.k"), Edge("L1H0", "logits")])
@@ -375,6 +391,18 @@ def test_intervals_hold_what_prompts_drawn_anew_would_give() -> None:
     assert (share.low, share.high) == pytest.approx((2.0, 2.0))
 
 
+def test_one_prompt_says_nothing_about_others() -> None:
+    model, behavior = built.induction(), built.repeats()
+    circuit = edge_attribution(model, behavior, steps=5).circuit(n_edges=3)
+    card = circuit.scorecard(model, behavior.select([0]))
+    assert card.faithfulness.value == pytest.approx(1.0, abs=0.02)
+    assert card.curve is not None
+    ends = (card.faithfulness.low, card.rest.high, *card.curve.cpr_interval)
+    assert all(math.isnan(v) for v in ends)
+    assert card.controls.margins
+    assert not card.beats_controls
+
+
 def test_the_scorecard_names_redundant_and_idle_parts() -> None:
     model, behavior = built.gate("or", hop=True), built.bits(hop=True)
     graph = edge_attribution(model, behavior).graph
@@ -437,7 +465,9 @@ def test_a_metric_that_coincides_is_undefined_everywhere() -> None:
     card = circuit.scorecard(model, same)
     assert math.isnan(card.faithfulness.value)
     assert "undefined" in str(card)
-    assert math.isnan(faithfulness_curve(model, same, exact).cpr)
+    curve = faithfulness_curve(model, same, exact)
+    assert math.isnan(curve.cpr)
+    assert curve.reason == exact.reason
     for call in (lambda: exact.circuit(n_edges=3), lambda: acdc(model, same)):
         with pytest.raises(mi.errors.ArgumentError):
             call()

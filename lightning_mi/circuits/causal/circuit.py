@@ -21,7 +21,7 @@ from ...task import Task
 from .bench import Ablation, Bench, on_bench
 from .drawing import drawn
 from .edges import EdgeScores, coinciding
-from .extraction import greedy
+from .extraction import counted, greedy
 from .graph import Edge, Graph
 from .where import coded, complement
 
@@ -152,10 +152,13 @@ class Circuit:
 
         Returns:
             The larger circuit.
+
+        Raises:
+            ArgumentError: If the count is below 0, or there are no scores.
         """
         own = self.mask
         keys = self._keys().masked_fill(own, float("inf"))
-        more = greedy(self.graph, keys, int(own.sum()) + count) & ~own
+        more = greedy(self.graph, keys, int(own.sum()) + counted("count", count)) & ~own
         return dataclasses.replace(self, edges=(*self.edges, *self.graph.edges(more)))
 
     def shrink(self, count: int = 1) -> Circuit:
@@ -166,10 +169,13 @@ class Circuit:
 
         Returns:
             The smaller circuit.
+
+        Raises:
+            ArgumentError: If the count is below 0, or there are no scores.
         """
         keys = self._keys()
         order = sorted(self.edges, key=lambda e: float(keys[self.graph.index(e)]))
-        left = self.without(order[:count])
+        left = self.without(order[: counted("count", count)])
         kept = self.graph.connected(left.mask)
         loose = [e for e in left.edges if not kept[self.graph.index(e)]]
         return left.without(loose)

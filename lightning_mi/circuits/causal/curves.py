@@ -41,6 +41,7 @@ class Curve:
         absolute_intervals: The same.
         cpr_interval: 95 % interval of `cpr`.
         cmd_interval: 95 % interval of `cmd`.
+        reason: Why everything is NaN, or None.
     """
 
     fractions: tuple[float, ...]
@@ -51,6 +52,7 @@ class Curve:
     absolute_intervals: tuple[Interval, ...] = ()
     cpr_interval: Interval = UNKNOWN
     cmd_interval: Interval = UNKNOWN
+    reason: str | None = None
 
     @property
     def cpr(self) -> float:
@@ -126,7 +128,8 @@ def faithfulness_curve(
         anatomy: What it is made of, where that is known already.
 
     Returns:
-        The curve; NaN throughout where the metric is the same on clean and ablated runs.
+        The curve; NaN throughout, with the reason, where the metric is the same on clean and
+        ablated runs, or the scores are undefined.
     """
     with on_bench(model, behavior, ablation=ablation, task=task, anatomy=anatomy) as bench:
         return curve_of(Trial.on(bench), scores, fractions)
@@ -150,9 +153,10 @@ def curve_of(trial: Trial, scores: EdgeScores, fractions: Sequence[float] = FRAC
         for k in (keys, keys.abs())
     )
     sizes = tuple(int(n) for n in absolute.sum((1, 2)))
-    if trial.reason is not None:
+    reason = trial.reason or scores.reason
+    if reason is not None:
         unknown = (math.nan,) * len(counts)
-        return Curve(tuple(fractions), sizes, unknown, unknown)
+        return Curve(tuple(fractions), sizes, unknown, unknown, reason=reason)
     parts = []
     for masks in (signed, absolute):
         gain = trial.metric(masks) - trial.nothing

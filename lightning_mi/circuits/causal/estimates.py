@@ -20,7 +20,8 @@ class Estimate:
 
     Args:
         value: The number.
-        low: Lower end of the 95 % interval (percentile bootstrap over prompts).
+        low: Lower end of the 95 % interval (percentile bootstrap over prompts); NaN for a single
+            prompt, which says nothing about others.
         high: Its upper end.
     """
 
@@ -57,9 +58,10 @@ class Draws:
             values: Shape ``[…, example]``.
 
         Returns:
-            Shape ``[…, draw]``.
+            Shape ``[…, draw]``; NaN for a single prompt, whose draws would all be alike.
         """
-        return values[..., self.rows].mean(-1)
+        found = values[..., self.rows].mean(-1)
+        return found if self.rows.shape[1] > 1 else torch.full_like(found, math.nan)
 
     def estimate(self, values: Tensor) -> Estimate:
         """Return a mean over prompts.

@@ -13,7 +13,7 @@ from ...batch import fingerprint, main_input
 from ...behavior import Behavior
 from ...errors import ArgumentError
 from ...record import Panel
-from .extraction import How, extract
+from .extraction import How, counted, extract
 from .graph import Edge, Graph
 
 if TYPE_CHECKING:
@@ -141,8 +141,8 @@ class EdgeScores:
             The circuit, with these scores as weights.
 
         Raises:
-            ArgumentError: If neither or both of number and threshold are given, or scores are
-                undefined.
+            ArgumentError: If neither or both of number and threshold are given, the number is no
+                int of at least 0, or scores are undefined.
         """
         from .circuit import Circuit
 
@@ -158,7 +158,7 @@ class EdgeScores:
                 "scores", expected="defined scores", got=f"NaN: {self.reason}", do="Train further."
             )
         keys = self.effects.nan_to_num()
-        size = float(threshold) if threshold is not None else float(n_edges or 0)
+        size = float(counted("n_edges", n_edges) if threshold is None else threshold)
         chosen: How = how if threshold is None else "threshold"
         mask = extract(self.graph, keys.abs() if absolute else keys, chosen, size)
         edges = self.graph.edges(mask)
