@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 
 from .errors import ModelError
 
-__all__ = ["frozen", "is_compiled", "unfused", "untouched", "unwrapped"]
+__all__ = ["followed", "frozen", "is_compiled", "unfused", "untouched", "unwrapped"]
+
+followed: ContextVar[bool] = ContextVar("followed", default=False)
+"""Whether what is measured will itself be differentiated: then its graph must not be cut."""
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

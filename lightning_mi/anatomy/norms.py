@@ -58,8 +58,10 @@ def _fitted(function: Function, plain: Norm, like: Tensor) -> Norm | None:
     if not is_equal(unit * gain, answers):
         return None
     eps = _eps(function, plain, rows[:1], answers[0], bias, like)
-    weight = None if is_equal(gain, torch.ones_like(gain), 1e-6) else gain
-    return Norm(plain.module, plain.kind, weight, bias if bool(bias.any()) else None, eps)
+    # What is to be differentiated has a gradient also where the gain is one and the bias zero.
+    known = gain.requires_grad or bias.requires_grad
+    weight = None if is_equal(gain, torch.ones_like(gain), 1e-6) and not known else gain
+    return Norm(plain.module, plain.kind, weight, bias if known or bool(bias.any()) else None, eps)
 
 
 def _eps(

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..errors import LightningMIError, ModelError
+from ..isolation import followed
 from .check import Check, verify
 from .site import Site
 from .trace import PRODUCTS, Traces
@@ -171,6 +172,9 @@ class Observer(TorchFunctionMode):
             What the function returns.
         """
         body = _with_globals(func)
+        if followed.get() and func is torch.autograd.grad:
+            # The mode that asks for it does not see what this one runs.
+            kwargs = {**kwargs, "create_graph": True, "retain_graph": True}
         if body is func:
             return func(*args, **kwargs)
         with self:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ArgumentError
+from ..isolation import followed
 from ..measurement import Context, Measurement
 from ..record import Panel
 from ..task import Task
@@ -58,10 +59,14 @@ def following() -> Iterator[None]:
     Yields:
         Nothing. Code that asks for a gradient gets one that can be differentiated again.
     """
-    with warnings.catch_warnings(), math_attention(), torch.enable_grad(), _Following():
-        # A number read off a tensor, for a convention, is no part of the result.
-        warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad")
-        yield
+    before = followed.set(True)
+    try:
+        with warnings.catch_warnings(), math_attention(), torch.enable_grad(), _Following():
+            # A number read off a tensor, for a convention, is no part of the result.
+            warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad")
+            yield
+    finally:
+        followed.reset(before)
 
 
 def measured(

@@ -20,6 +20,7 @@ from ...anatomy.tape import tensors
 from ...attention import Site
 from ...batch import tree_map
 from ...behavior import Behavior
+from ...isolation import followed
 from .ports import block_names
 from .streams import Inside, Rewrite, Wiring
 
@@ -60,8 +61,10 @@ def blocks_of(wiring: Wiring) -> dict[int, str]:
 
     Returns:
         Names by layer; empty where layers share modules, where an attention reads outside of its
-        block, or where there is one layer only.
+        block, where there is one layer only, or where the result is to be differentiated.
     """
+    if followed.get():
+        return {}
     anatomy = wiring.anatomy
     found = block_names(anatomy.modules)
     read = [r.module for r in anatomy.readers]
@@ -273,8 +276,8 @@ class _Pass:
             return tree_map(root, value) if any(t.requires_grad for t in tensors(value)) else value
 
         part = Part()
-        args = tuple(rooted(v) for v in call.args)
-        kwargs = {key: rooted(v) for key, v in call.kwargs.items()}
+        args = tuple(rooted(_stateless(v)) for v in call.args)
+        kwargs = {key: rooted(_stateless(v)) for key, v in call.kwargs.items()}
         self.inner, self.layer = part, call.layer
         try:
             made = call.module(*args, **kwargs)
@@ -288,6 +291,16 @@ class _Pass:
         take(part, found[len(roots) :])
         at_roots = zip(ends, found[: len(roots)], strict=True)
         return [(end, g) for end, g in at_roots if g is not None]
+
+
+def _stateless(value: Any) -> Any:
+    """Return what a block is handed when it is run again: None for an object with a state.
+
+    A cache of keys and values already holds this block's own, from the run without a graph. With
+    it the block would return the same, and lose the gradient that its keys and values pass on.
+    """
+    known = Tensor | bool | int | float | str | tuple | list | dict | torch.dtype | torch.device
+    return value if isinstance(value, known) or callable(value) else None
 
 
 class _Sums:
