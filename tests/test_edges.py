@@ -145,6 +145,26 @@ def test_block_by_block_the_same_is_found_as_from_one_graph(
     assert close(found.values.nan_to_num(), other.values.nan_to_num())
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "neox"])
+@pytest.mark.parametrize("variant", ["inputs", "activations"])
+def test_a_cache_of_keys_and_values_takes_no_gradient_away(name: str, variant: Any) -> None:
+    """A model inside a module of the user's keeps its cache, as nobody tells it not to."""
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model_of(name)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            out: Tensor = self.inner(ids).logits
+            return out
+
+    behavior = prompts()
+    alone = edge_attribution(model_of(name), behavior, steps=2, variant=variant)
+    inside = edge_attribution(Wrapped(), behavior, steps=2, variant=variant)
+    assert close(inside.values.nan_to_num(), alone.values.nan_to_num())
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gptj"])
 @pytest.mark.parametrize("direction", ["noise", "denoise"])
 def test_edges_that_leave_a_head_add_up_to_its_attribution(name: str, direction: Any) -> None:

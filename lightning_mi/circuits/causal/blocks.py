@@ -299,7 +299,7 @@ def _stateless(value: Any) -> Any:
     A cache of keys and values already holds this block's own, from the run without a graph. With
     it the block would return the same, and lose the gradient that its keys and values pass on.
     """
-    known = Tensor | bool | int | float | str | tuple | list | dict | torch.dtype | torch.device
+    known = (Tensor, bool, int, float, str, tuple, list, dict, torch.dtype, torch.device)
     return value if isinstance(value, known) or callable(value) else None
 
 
