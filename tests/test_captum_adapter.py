@@ -396,7 +396,7 @@ def test_memory_is_flat(name: str) -> None:
 
     at.captum_attribution(model, x, 1, method=name)
     before = tensors()
-    for _ in range(60):
+    for _ in range(10):
         at.captum_attribution(model, x, 1, method=name)
     assert tensors() <= before
 

@@ -712,7 +712,7 @@ def test_memory_is_flat(name: str) -> None:
 
     method(model, x, 1)
     before = tensors()
-    for _ in range(200 if name in ("saliency", "grad_cam") else 20):
+    for _ in range(200 if name == "saliency" else 5):
         kept = method(model, x, 1)
     assert not kept.values.requires_grad
     del kept
