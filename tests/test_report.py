@@ -373,6 +373,8 @@ def test_one_of_a_kind_is_said_in_the_singular(tokens: int | None, tmp_path: Pat
     data = payload(image_run(tmp_path, steps=1, tokens=tokens))
     assert data["headline"]["title"].endswith("and influence at 1 step")
     assert data["run"]["facts"] == "0 steps, 1 measurement"
+    alone = payload(Synthetic(layers=1, heads=3, steps=1).write(tmp_path / "alone"))
+    assert alone["run"]["facts"].startswith("1 layer × 3 heads · ")
 
 
 def test_prompts_without_head_scores_name_the_monitor_once(tmp_path: Path) -> None:
@@ -606,6 +608,10 @@ def test_a_run_without_heads_beside_one_with_heads(tmp_path: Path) -> None:
     data = payload(image_run(tmp_path / "a"), Synthetic(steps=24, span=23).write(tmp_path / "b"))
     assert data["headline"]["title"].startswith("Induction formed in 1 of 1 runs")
     page(data)
+    early, none = Synthetic(steps=3), Synthetic(steps=24, span=23, forms=False)
+    runs = [one.write(tmp_path / f"{k}") for k, one in enumerate((early, none))]
+    rising = next(s for s in payload(*runs)["short"] if s["at"] == "heads")
+    assert rising["answer"] == "too early and none"
     with pytest.raises(ArgumentError, match="one run or more"):
         write_report([])
 

@@ -16,6 +16,9 @@ from synthetic_run import READERS, SCORES, TOKENS, WRITERS, Synthetic
 
 from lightning_mi.record import Panel, Record, scalar
 from lightning_mi.report import write_report
+from lightning_mi.report.data import payload
+from lightning_mi.report.pack import pack
+from lightning_mi.report.page import page as page_of
 from lightning_mi.runs import Run
 
 Open = Callable[..., Page]
@@ -248,6 +251,9 @@ def test_panels_of_any_axes_are_drawn(show: Open, tmp_path: Path, steps: int) ->
     page = show(write_report(run))
     shown = page.run("() => [...document.querySelectorAll('.card:not([hidden])')].map(c => c.id)")
     assert {f"panel-shape_{k}" for k in range(len(SHAPES))} <= set(shown)
+    words = page.text("#panel-shape_5 .panel-words")
+    assert words.startswith("values: 2 examples × 9 y × 7 x, ")
+    assert "alone —" in page.texts("#panel-kinds-plot text")
     for kind in ("flags", "nothing", "zeros", "counts"):
         page.click(f"#panel-kinds [data-panel={kind}]")
         assert page.page.locator("#panel-kinds .bar-row").count() == 4
@@ -354,7 +360,7 @@ def test_nonsense_in_a_link_is_passed_over(show: Open, report: Path) -> None:
     page = show(
         report, "#step=x&head=L9H9&score=constructor&method=__proto__&token=9999&toString=1"
     )
-    assert page.step == "0"
+    assert page.step == "2,360"
     assert page.page.locator("#head").input_value() == "7"
 
 
@@ -478,6 +484,86 @@ def test_hostile_texts_are_texts(show: Open, tmp_path: Path) -> None:
     assert "</script>" in page.text("#tip") or "script" in page.text("#tip")
 
 
+def long_run(path: Path) -> Run:
+    """Every text that a user may give has 10,000 characters."""
+    word = "x" * 10_000
+    run = Run.create(path / "mi", {"name": word, "text": word, "model": word})
+    facts = {"what": word, "target_text": [word]}
+    index, pair = {"train_example": [3]}, {"writer": [word, "b"], "reader": [word, "c"]}
+    labels = {"example,position": [[word, "a", "b"]]}
+    ask = facts | {"method": word, "descriptions": [word], "texts": [word]}
+    asked = {"target": word, "target_probability": 0.5}
+    axes = ("example", "position")
+    for step in range(3):
+        made = {
+            "saliency/values": Panel(torch.rand(1, 3), axes, labels, convention=facts),
+            "integrated_gradients/values": Panel(torch.rand(1, 3), axes, labels, word, facts),
+            "influence/scores": Panel(
+                [[0.5]], ("query", "train_example"), index, convention={"method": word}
+            ),
+            "influence/proponents": Panel([0.5], ("train_example",), index, convention=ask),
+            "prompt/answers": Panel([0.5, 0.3], ("token",), {"token": [word, "b"]}, "1", asked),
+            "mine/vector": Panel(torch.rand(2), ("class",), {"class": [word, "b"]}, word, facts),
+            "mine/matrix": Panel(torch.rand(2, 2), ("writer", "reader"), pair, word, facts),
+            "mine/number": scalar(float(step), word, what=word),
+            f"checked/{'x' * 80}": scalar(float("nan"), word, what=word),
+        }
+        run.write_all(Record(name, panel, step) for name, panel in made.items())
+    return run
+
+
+OUTSIDE = """() => [...document.querySelectorAll(".card svg > text")]
+  .filter(text => {
+    const right = one => one.getBoundingClientRect().right;
+    return right(text) > right(text.closest(".card"));
+  })
+  .map(text => text.textContent)"""
+
+
+def test_long_texts_do_not_widen_the_page(show: Open, tmp_path: Path) -> None:
+    page = show(write_report(long_run(tmp_path)))
+    assert page.run("() => document.documentElement.scrollWidth") == 1440
+    assert page.run(OUTSIDE) == []
+
+
+def test_a_token_in_a_right_to_left_text_keeps_its_own_direction(
+    show: Open, tmp_path: Path
+) -> None:
+    run = Run.create(tmp_path / "mi")
+    words = ["\u05e9\u05dc\u05d5\u05dd", "$\\frac{", "</b>"]
+    index = {"train_example": [7]}
+    run.write_all(
+        [
+            Record("influence/scores", Panel([[0.5]], ("query", "train_example"), index), 0),
+            Record(
+                "influence/tokens",
+                Panel(
+                    torch.rand(1, 3),
+                    ("train_example", "position"),
+                    {**index, "train_example,position": [words]},
+                ),
+                0,
+            ),
+        ]
+    )
+    page = show(write_report(run))
+    spans = page.page.locator(".sides .text span")
+    found = spans.evaluate_all("list => list.map(e => getComputedStyle(e).direction)")
+    assert found == ["rtl", "ltr", "ltr"]
+
+
+def test_a_curve_has_any_number_of_points(show: Open, run: Run, tmp_path: Path) -> None:
+    """More than a function takes arguments."""
+    data = payload(run)
+    group = next(g for g in data["panels"] if g["measurement"] == "entropy")
+    group["curves"][0] |= {"at": list(range(200_000)), "values": pack(np.arange(2e5) % 7)}
+    group["curves"][0]["stderr"] = None
+    path = tmp_path / "long.html"
+    path.write_text(page_of(data), encoding="utf-8")
+    page = show(path)
+    assert "5" in page.texts("#panel-entropy-plot svg > text")
+
+
 # ---------------------------------------------------------------- images and tables
 
 
@@ -583,6 +669,7 @@ def test_more_than_four_runs_are_a_median_and_a_band(
     drawn = page.values("#when-plot", "path.median")
     np.testing.assert_allclose(drawn, np.median(kept, 0), atol=0.06)
     assert page.page.locator("#when-plot path.band").count() == 1
+    assert page.run(OUTSIDE) == []
     assert page.page.locator("#pairs").is_hidden()
     assert "6 of 6 runs" in page.text("#headline")
 

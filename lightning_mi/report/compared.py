@@ -198,10 +198,17 @@ def common_answers(short: Sequence[dict[str, str]], found: Sequence[Found]) -> l
 
 
 def _of_all(one: dict[str, str], found: Sequence[Found]) -> dict[str, str]:
-    tops = [in_state(f.get("induction", []), "formed", "forming")[:1] for f in found]
-    names = [heads[0].label if heads else "none" for heads in tops]
+    names = [_first_to_rise(f.get("induction", [])) for f in found]
     kept = names if len(names) <= 4 else [*names[:3], f"{len(names) - 3} more"]
     return {**one, "answer": joined(kept), "note": "the first to rise in each run"}
+
+
+def _first_to_rise(heads: Sequence[HeadOnset]) -> str:
+    """The head, or in the words of the headline why there is none."""
+    if not heads:
+        return "not measured"
+    rose = in_state(heads, "formed", "forming")
+    return rose[0].label if rose else heads[0].onset.state
 
 
 def _of_first(one: dict[str, str]) -> dict[str, str]:

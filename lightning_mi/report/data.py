@@ -128,7 +128,8 @@ def _facts(info: dict[str, Any], made: dict[str, Any]) -> list[str]:
     scored = made["scores"]
     facts = []
     if scored:
-        facts.append(f"{scored['layers']} layers × {scored['heads']} heads")
+        sizes = [(scored[f"{kind}s"], kind) for kind in ("layer", "head")]
+        facts.append(" × ".join(f"{count} {plural(kind, count)}" for count, kind in sizes))
     if info.get("model"):
         facts.append(str(info["model"]))
     if info.get("parameters"):

@@ -36,7 +36,7 @@ function linesOfRuns(svg, Y) {
   const curves = (D.runs ?? []).map(
     run => run.behaviour && { ...run.behaviour, text: `${run.letter} second copy` },
   );
-  return drawRuns(svg, curves, Y, { stroke: "var(--ink)", name: "second copy," });
+  return drawRuns(svg, curves, Y, { stroke: "var(--ink)", name: "2nd copy," });
 }
 
 function wordsAt(i) {

@@ -80,7 +80,7 @@ function exampleText(example) {
     const amount = (part ?? 0) / most;
     const back = plusMinus(amount * 0.7);
     const style = Math.abs(amount) > FAINT ? `background:${rgb(back)};color:${readable(back)}` : null;
-    const span = h("span", { style }, inText(text));
+    const span = h("span", { style, dir: "auto" }, inText(text));
     return part == null ? span : hint(span, () => shareWords(example.split, text, part));
   });
   if (!spans.length) return example.note ? h("div", { class: "sub" }, example.note) : null;

@@ -4,7 +4,7 @@ import { D, valueNear } from "../core/data.js";
 import { card } from "../core/card.js";
 import { csvSeries } from "../core/csv.js";
 import { endLabels, labelledCurve, lane, listen, yAxis } from "../core/lane.js";
-import { fmt, whole } from "../core/numbers.js";
+import { extent, fmt, show, whole } from "../core/numbers.js";
 import { S, methods, set } from "../core/state.js";
 
 const HEIGHT = 130;
@@ -12,8 +12,8 @@ const M = D.moved;
 
 function drawMoved(host) {
   if (!M) return;
-  const all = M.series.flatMap(one => [...one.values].filter(Number.isFinite));
-  const bottom = Math.min(0, Math.floor(Math.min(...all) * 4) / 4);
+  const [lowest] = extent(M.series.flatMap(one => extent(one.values)));
+  const bottom = Math.min(0, Math.floor(lowest * 4) / 4);
   const Y = v => HEIGHT - 6 - ((HEIGHT - 14) * (v - bottom)) / (1 - bottom);
   lane(host, HEIGHT, `Likeness of attributions to ${M.against} over training steps`, svg => {
     yAxis(
@@ -34,7 +34,7 @@ function lineOf(svg, one, Y) {
   const chosen = one.key === S.method;
   const stroke = chosen ? "var(--plus)" : "var(--soft)";
   const style = { stroke, "stroke-width": chosen ? 2.2 : 1.1, opacity: chosen ? 1 : 0.6 };
-  const label = labelledCurve(svg, one, Y, style, one.name);
+  const label = labelledCurve(svg, one, Y, style, show(one.name.replace("gradients", "gr."), 16));
   // Where all end at 1 a label stands beside its curve's middle, not its end.
   const middle = one.values[Math.floor(one.at.length / 2)];
   return {

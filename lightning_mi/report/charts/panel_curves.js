@@ -5,7 +5,7 @@ import { comparing, drawRuns } from "../core/compare.js";
 import { D, valueNear } from "../core/data.js";
 import { h, s } from "../core/dom.js";
 import { area, endLabels, labelledCurve, lane, level, listen, yAxis } from "../core/lane.js";
-import { show, significant, ticks, whole } from "../core/numbers.js";
+import { extent, show, significant, ticks, whole } from "../core/numbers.js";
 import { LEFT } from "../core/time.js";
 
 const HEIGHT = 118;
@@ -40,16 +40,14 @@ function plotsOf({ measurement, curves }) {
 function ofRuns(measurement, { what, name }) {
   return (D.runs ?? []).map(run => {
     const found = run.panels[`${measurement}/${what}`];
-    return found ? { ...found, text: `${run.letter} ${show(name, 17)}` } : null;
+    return found ? { ...found, text: `${run.letter} ${show(name, 15)}` } : null;
   });
 }
 
 /** From the lowest to the highest value, zero among them where it is near. */
 function rangeOf(list) {
-  const all = list.flatMap(one => [...(one?.values ?? []), one?.null ?? NaN]).filter(Number.isFinite);
-  let low = Math.min(...all);
-  let high = Math.max(...all);
-  if (!all.length) return [0, 1];
+  let [low, high] = extent(list.flatMap(one => [...extent(one?.values ?? []), one?.null ?? NaN]));
+  if (low > high) return [0, 1]; // nothing is defined
   if (low > 0 && low < 0.6 * high) low = 0;
   if (high < 0 && high > 0.6 * low) high = 0;
   const room = (high - low) * 0.04 || Math.abs(high) * 0.1 || 1;
@@ -61,9 +59,9 @@ function drawPlot(host, { unit, list, runs }) {
   const Y = v => HEIGHT - 8 - ((HEIGHT - 18) * (v - low)) / (high - low);
   lane(host, HEIGHT, `${list.map(one => one.name).join(", ")} over training steps`, svg => {
     yAxis(svg, ticks(low, high, 3), Y);
-    if (unit) svg.append(s("text", { x: LEFT, y: 8 }, unit));
+    if (unit) svg.append(s("text", { x: LEFT, y: 8 }, show(unit)));
     const labels = runs
-      ? drawRuns(svg, runs, Y, { stroke: "var(--ink)", name: show(list[0].name, 17) })
+      ? drawRuns(svg, runs, Y, { stroke: "var(--ink)", name: show(list[0].name, 9) })
       : list.flatMap((one, k) => lineOf(svg, one, LOOKS[k], Y, list.length === 1));
     endLabels(svg, labels, HEIGHT);
   });
@@ -80,7 +78,7 @@ function lineOf(svg, one, look, Y, alone) {
       Y,
       { fill: look.stroke, opacity: 0.16, class: "error" },
     );
-  const label = labelledCurve(svg, one, Y, { ...look, class: "own" }, show(one.name, 17));
+  const label = labelledCurve(svg, one, Y, { ...look, class: "own" }, show(one.name, 15));
   return alone && one.null ? [label, level(svg, Y(one.null), `chance ${significant(one.null)}`)] : [label];
 }
 

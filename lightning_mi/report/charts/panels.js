@@ -86,13 +86,16 @@ function tabsFor(group) {
   );
 }
 
+/** "3 classes"; the axes of a picture are letters, which have no plural. */
+function countOf(count, axis) {
+  if (count === 1 || axis.length === 1) return `${count} ${axis}`;
+  if (axis.endsWith("y")) return `${count} ${axis.slice(0, -1)}ies`;
+  return `${count} ${axis}${axis.endsWith("s") ? "es" : "s"}`;
+}
+
 /** What the panel says of itself, its axes, and its scale. */
 function panelSubtitle(block) {
-  const axes = block.axes.map((axis, a) =>
-    `${block.shape[a]} ${axis.replaceAll("_", " ")}${block.shape[a] === 1 ? "" : "s"}`
-      .replace("ys", "ies")
-      .replace("classs", "classes"),
-  );
+  const axes = block.axes.map((axis, a) => countOf(block.shape[a], axis.replaceAll("_", " ")));
   return `${block.title}: ${block.says ? `${block.says}; ` : ""}${axes.join(" × ")}, ${panelScale(block)}${thinnedWords(block)}${block.reason ? `; undefined: ${block.reason}` : ""}${D.runs ? "; run A" : ""}`;
 }
 

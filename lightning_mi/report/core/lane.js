@@ -2,6 +2,7 @@
 
 import { D, LAST, lastDefined } from "./data.js";
 import { h, hush, s, say } from "./dom.js";
+import { show } from "./numbers.js";
 import { set, step } from "./state.js";
 import { atX, bandOf, END, laneWidth, LEFT, onsetInterval, plotWidth, X } from "./time.js";
 
@@ -86,11 +87,14 @@ export function level(svg, y, text, kind = "chance") {
   return { y, text, fill: "var(--soft)", plain: true };
 }
 
+/** Whatever the size of a number, it fits beside the axis. */
+const tickText = v => (Math.abs(v) < 1e7 ? String(v) : v.toExponential()).replaceAll("-", "−");
+
 /** Horizontal grid lines with their values. */
 export function yAxis(svg, values, Y) {
   for (const v of values) {
     svg.append(across("grid", Y(v)));
-    svg.append(s("text", { x: LEFT - 8, y: Y(v) + 4, "text-anchor": "end" }, String(v).replace("-", "−")));
+    svg.append(s("text", { x: LEFT - 8, y: Y(v) + 4, "text-anchor": "end" }, tickText(v)));
   }
 }
 
@@ -138,7 +142,8 @@ export function area(svg, block, low, high, Y, style) {
 const LINE = 13; // height of a label
 
 /**
- * Labels at the ends of lines, pushed apart; those that find no room are left out.
+ * Labels at the ends of lines, pushed apart; those that find no room are left out. A line that is
+ * nowhere defined is named at the bottom.
  * @param {any} svg
  * @param {EndLabel[]} labels the most important first
  * @param {number} height of the lane
@@ -146,7 +151,9 @@ const LINE = 13; // height of a label
 export function endLabels(svg, labels, height) {
   const room = Math.floor(height / LINE);
   const kept = labels
-    .filter(label => Number.isFinite(label.y))
+    .map(label =>
+      Number.isFinite(label.y) ? label : { ...label, y: height, text: `${show(label.text, 13)} —` },
+    )
     .slice(0, room)
     .sort((a, b) => a.y - b.y);
   kept.forEach((label, k) => {

@@ -57,6 +57,18 @@ export function inText(token) {
   return text.length > 200 ? text.slice(0, 199) + "…" : text;
 }
 
+/** The lowest and the highest of any number of values, those that are not finite left out. */
+export function extent(values) {
+  let low = Infinity;
+  let high = -Infinity;
+  for (const v of values) {
+    if (!Number.isFinite(v)) continue;
+    low = Math.min(low, v);
+    high = Math.max(high, v);
+  }
+  return [low, high];
+}
+
 /** Round values between two bounds, for an axis. */
 export function ticks(low, high, about = 4) {
   if (!(high > low)) return [low];

@@ -24,7 +24,7 @@ export const S = {
 /** How one key of the address is read; it says nothing about a value that means nothing. */
 const READ = {
   step: value => {
-    S.i = nearest(D.steps, Number(value) || 0);
+    if (value.trim() && Number.isFinite(+value)) S.i = nearest(D.steps, +value);
   },
   head: value => {
     const found = /^L(\d+)H(\d+)$/.exec(value);
