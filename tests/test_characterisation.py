@@ -35,8 +35,8 @@ from lightning_mi.circuits import (
     functional_subspace,
     subject_tracing,
 )
-from lightning_mi.circuits.characterisation.intervals import mean_of, share_of
 from lightning_mi.circuits.causal.proportions import accuracy, accuracy_difference
+from lightning_mi.circuits.characterisation.intervals import mean_of, share_of
 from lightning_mi.errors import ArgumentError
 
 
@@ -517,6 +517,8 @@ def test_padding_is_no_position() -> None:
     names = [CLASSES[i] if i >= 0 else "padding" for i in kinds[0].tolist()]
     middle = ["subject first", "subject middle", "subject last"]
     assert names == ["before", *middle, "next", "further", "last", "padding"]
+    with pytest.raises(ArgumentError, match="the two that it goes from and to"):
+        span_of(behavior, ("subject",))  # type: ignore[arg-type]
 
 
 def test_tracing_runs_as_a_measurement_and_refuses_nonsense() -> None:

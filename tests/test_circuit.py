@@ -498,7 +498,7 @@ def test_ablation_keeps_biases_and_says_what_it_puts_there() -> None:
 
 def test_a_circuit_belongs_to_a_model_of_its_form() -> None:
     circuit = edge_attribution(model_of("gpt2"), prompts()).circuit(n_edges=5)
-    with pytest.raises(mi.errors.ArgumentError, match="writers"):
+    with pytest.raises(mi.errors.ArgumentError, match=r"12 writers and 27 .*without L0H2"):
         circuit.run(built.induction(), built.repeats())
 
 

@@ -60,6 +60,9 @@ def test_a_layer_that_there_is_not_is_refused(model: Grouped) -> None:
             run(model, clean, {Head(0, 0): zero(), part: zero()})
     with pytest.raises(ArgumentError, match="got layer 2"), scale_heads(model, {Head(2, 0): 0.0}):
         model(clean)
+    for seen in (mean(clean), from_run(clean)):
+        with pytest.raises(ArgumentError, match="got layer 2"):
+            run(model, clean, {Head(2, 0): seen})
 
 
 def test_several_layers_get_stored_values_not_those_that_the_others_made(model: Grouped) -> None:

@@ -151,6 +151,10 @@ def test_what_does_not_fit_is_refused() -> None:
     model, pair = Planted().eval(), pairs()
     with pytest.raises(ArgumentError, match="basis"):
         subspace_patching(model, pair, Head(0, 0), torch.ones(3, 1))
+    with pytest.raises(ArgumentError, match="got layer 7"):
+        subspace_patching(model, pair, Head(7, 0), torch.eye(8)[:, :1])
+    with pytest.raises(ArgumentError, match="got layer 7"):
+        align(model, pair, Head(7, 0), 1)
     with pytest.raises(ArgumentError, match="reader"):
         subspace_patching(model, pair, Head(0, 0), torch.eye(8)[:, :1], reader=torch.ones(3, 2))
     with pytest.raises(ArgumentError, match="rank"):

@@ -283,15 +283,14 @@ class Circuit:
         Raises:
             ArgumentError: If it has other parts.
         """
-        if (graph.writers, graph.readers, graph.after) != (
-            self.graph.writers,
-            self.graph.readers,
-            self.graph.after,
-        ):
+        own, given = ((g.writers, g.readers, g.after) for g in (self.graph, graph))
+        if own != given:
+            lacks = [n for n in (*own[0], *own[1]) if n not in {*given[0], *given[1]}]
             raise ArgumentError.of(
                 "model",
-                expected=f"one of the circuit's {len(self.graph.writers)} writers",
-                got=f"one of {len(graph.writers)} writers",
+                expected=f"one of the circuit's {len(own[0])} writers and {len(own[1])} inputs",
+                got=f"one of {len(given[0])} and {len(given[1])}"
+                + (f", without {lacks[0]}" if lacks else ""),
                 do="Run a circuit on the model it was found in, or on one of the same form.",
             )
 

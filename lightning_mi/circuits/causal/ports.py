@@ -77,8 +77,8 @@ class Ports:
             Nothing.
 
         Raises:
-            ArgumentError: At the end of the block, if a layer whose heads were to be changed never
-                ran: it would look as if the change did nothing.
+            ArgumentError: At the end of the block, if a layer whose heads were to be changed or
+                kept never ran: it would look as if the change did nothing.
         """
         keep: dict[Port, Tensor] = {} if seen is None else seen
         kinds = {kind for kind, _ in [*changes, *wanted]}
@@ -93,7 +93,7 @@ class Ports:
                 stack.enter_context(tap(self.model, rewrite=rewrite, keep=False, check=self.check))
             yield
             if rewrite is not None:
-                rewrite.require_all()
+                rewrite.require_all([*changes, *wanted])
 
     def _hook(
         self,
@@ -255,14 +255,17 @@ class _Rewriter:
             self.visit(layer, site)
         return site.z
 
-    def require_all(self) -> None:
-        """Refuse changes of layers that there are not.
+    def require_all(self, ports: Collection[Port]) -> None:
+        """Refuse heads of layers that there are not.
+
+        Args:
+            ports: What was to be changed or kept.
 
         Raises:
-            ArgumentError: If others ran, and one that was to be changed did not.
+            ArgumentError: If other layers ran, and one of these did not.
         """
         ran = set(self.layers.values())
-        missed = sorted(n for kind, n in self.changes if kind in ATTENTION and n not in ran)
+        missed = sorted(n for kind, n in ports if kind in ATTENTION and n not in ran)
         if ran and missed:
             raise ArgumentError.of(
                 "head",

@@ -153,7 +153,15 @@ def span_of(behavior: Behavior, span: Span) -> Tensor:
     """
     ids = main_input(behavior.clean)
     steps = torch.arange(ids.shape[1], device=ids.device)
-    first, last = (span, span) if isinstance(span, str) else span
+    ends = (span, span) if isinstance(span, str) else tuple(span)
+    if len(ends) != 2:
+        raise ArgumentError.of(
+            "span",
+            expected="a position, or the two that it goes from and to",
+            got=repr(span),
+            do='For example "last" or ("subject", "subject_last").',
+        )
+    first, last = ends
     start, stop = (position_of(behavior, name).to(ids.device) for name in (first, last))
     if bool((stop < start).any()):
         raise ArgumentError.of(
