@@ -39,8 +39,8 @@ class Behavior:
         positions: Positions of interest by name, each an int for all examples or one for each.
         answers: The right token or class, ``[example]``.
         wrong: What the corrupted prompt suggests in its place, ``[example]``.
-        groups: Kind of each example (template, class), ``[example]``; completeness is also asked
-            for each group.
+        groups: Kind of each example (template, class), ``[example]``, for whoever wants to
+            compare kinds; `select` and `split` keep it.
         texts: Clean and corrupted prompts as text, for people.
         margin: What is above zero where the model is right; None takes the answer's logit against
             ``wrong``, else against the best of all others.

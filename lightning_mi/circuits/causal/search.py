@@ -40,8 +40,9 @@ def smallest_circuit(
 ) -> Circuit:
     """Return the smallest circuit of a ranking whose faithfulness is in a range.
 
-    Sizes are tried from one edge to all, evenly on a logarithmic scale, and one by one below the
-    first that passes. Faithfulness does not rise evenly with size, so nothing is halved.
+    Sizes are tried from one edge to all, evenly on a logarithmic scale, and below the first that
+    passes as many again, evenly: one by one where there are few. Faithfulness does not rise evenly
+    with size, so nothing is halved, and a smaller circuit between two tried sizes is missed.
 
     Args:
         model: The user's model; it is left as it was.
