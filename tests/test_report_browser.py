@@ -375,19 +375,28 @@ def test_answers_lead_to_their_charts(show: Open, report: Path) -> None:
 
 def test_copying_gives_the_records(show: Open, run: Run, report: Path) -> None:
     page = show(report)
-    page.run(
-        "() => Object.defineProperty(navigator, 'clipboard', "
-        "{ value: { writeText: async text => { window.copied = text; } } })"
-    )
-    page.click("[data-csv=heads]")
-    head, *lines = page.run("() => window.copied").strip().split("\n")
+    catch_copies(page)
+    head, *lines = copied(page, "heads")
     assert head == "step,score,layer,head,value"
     row = next(line for line in lines if line.startswith("880,induction,1,3,"))
     true = next(r for r in recorded(run, "head_scores/induction") if r.step == 880)
     assert float(row.split(",")[-1]) == pytest.approx(float(true.panel.values[1, 3]), abs=1e-4)
     for name in ("when", "looked", "agree", "examples", "trust", "panel-entropy", "panel-lens"):
-        page.click(f"[data-csv={name}]")
-        assert len(page.run("() => window.copied").split("\n")) > 3, name
+        assert len(copied(page, name)) > 3, name
+    panels = [line.split(",")[1] for line in copied(page, "panel-entropy")]
+    assert set(panels) == {"panel", "mean", "spread", "by_class"}
+
+
+def catch_copies(page: Page) -> None:
+    page.run(
+        "() => Object.defineProperty(navigator, 'clipboard', "
+        "{ value: { writeText: async text => { window.copied = text; } } })"
+    )
+
+
+def copied(page: Page, name: str) -> list[str]:
+    page.click(f"[data-csv={name}]")
+    return list(page.run("() => window.copied").strip().split("\n"))
 
 
 # ---------------------------------------------------------------- states
@@ -657,6 +666,24 @@ def test_panels_that_no_chart_knows_are_compared(show: Open, run: Run, tmp_path:
         np.testing.assert_allclose(page.values(host, f"path.run-{letter}"), kept, atol=0.02)
     assert {"A Mean", "B Mean"} <= {text.title() for text in page.texts(f"{host} text")}
     assert "run A" in page.text("#panel-entropy .panel-words")
+
+
+def test_a_run_that_formed_is_drawn_whole_beside_one_that_did_not(
+    show: Open, run: Run, tmp_path: Path
+) -> None:
+    none = Synthetic(forms=False, own=True).write(tmp_path / "mi")
+    page = show(write_report([none, run], tmp_path / "two.html"))
+    kept = [float(r.panel.values[1, 3]) for r in recorded(run, "head_scores/induction")]
+    np.testing.assert_allclose(page.values("#heads-plot", "path.run-B"), kept, atol=0.004)
+    catch_copies(page)
+    lines = [line.rsplit(",", 4) for line in copied(page, "heads")]
+    found = [
+        float(v) for _, label, score, head, v in lines if (score, head) == ("induction", "L1H3")
+    ]
+    assert found[-len(kept) :] == pytest.approx(kept, abs=1e-4)
+    for name in ("agree", "panel-entropy"):
+        joined = "\n".join(copied(page, name))
+        assert "synthetic run (" in joined, name
 
 
 def test_more_than_four_runs_are_a_median_and_a_band(

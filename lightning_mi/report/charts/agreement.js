@@ -6,7 +6,7 @@ import { comparing, drawRuns } from "../core/compare.js";
 import { csvSeries } from "../core/csv.js";
 import { s } from "../core/dom.js";
 import { endLabels, labelledCurve, lane, level, listen, yAxis } from "../core/lane.js";
-import { fmt, whole } from "../core/numbers.js";
+import { extent, fmt, whole } from "../core/numbers.js";
 import { LEFT, plotWidth } from "../core/time.js";
 
 const HEIGHT = 150;
@@ -20,10 +20,9 @@ const LOOKS = {
 
 function drawAgreement(host) {
   if (!A) return;
-  const low = A.series.reduce(
-    (m, one) => one.values.reduce((n, v) => (v < n ? v : n), m),
-    A.floor ? A.floor[0] : 0,
-  );
+  const ofRuns = (D.runs ?? []).flatMap(run => Object.values(run.agreement));
+  const [lowest] = extent([...A.series, ...ofRuns].flatMap(one => extent(one.values)));
+  const low = Math.min(lowest, A.floor ? A.floor[0] : 0);
   const bottom = Math.max(-1, Math.floor(low * 4) / 4);
   const Y = v => HEIGHT - 6 - ((HEIGHT - 14) * (v - bottom)) / (1 - bottom);
   lane(
@@ -98,6 +97,9 @@ function wordsAt(i) {
   ];
 }
 
+const seriesOf = run =>
+  Object.values(run.agreement).map(one => ({ ...one, name: `${run.label}: ${one.name}` }));
+
 card({
   id: "agree",
   place: "left",
@@ -108,7 +110,7 @@ card({
   missing: () =>
     "Not measured. HeadMonitor() with SaliencyMonitor() or IntegratedGradientsMonitor() on one prompt measures it.",
   sub: () => "rank correlation over input positions",
-  csv: () => csvSeries(A?.series ?? []),
+  csv: () => csvSeries(comparing ? (D.runs ?? []).flatMap(seriesOf) : (A?.series ?? [])),
   build: host => listen(host, wordsAt),
   draw: drawAgreement,
 });

@@ -5,7 +5,7 @@ import { card, withoutHeads } from "../core/card.js";
 import { APART, comparing, drawRuns } from "../core/compare.js";
 import { csvLines, overSteps } from "../core/csv.js";
 import { area, curve, endLabels, lane, level, listen, yAxis } from "../core/lane.js";
-import { fmt, ticks } from "../core/numbers.js";
+import { extent, fmt, ticks } from "../core/numbers.js";
 import { S, chosenScore, set } from "../core/state.js";
 
 const HEIGHT = 232;
@@ -16,11 +16,10 @@ const NAMED = 12; // and so many a label
 const COMPANION = { previous_token: "induction", induction: "previous_token" };
 const companion = () => D.scores?.list.find(score => score.name === COMPANION[S.score]) ?? null;
 
-/** Full scale: 1, or less where nothing comes near it. */
+/** Full scale: 1, or less where nothing comes near it, in any of the runs. */
 function topOf(score) {
-  const other = companion();
-  let high = 0;
-  for (const one of other ? [score, other] : [score]) for (const v of one.values) if (v > high) high = v;
+  const others = (D.runs ?? []).flatMap(run => run.roles[score.name] ?? []);
+  const [, high] = extent([score, companion() ?? score, ...others].flatMap(one => extent(one.values)));
   return high > 0.5 ? 1 : high > 0.25 ? 0.5 : 0.25;
 }
 
@@ -157,6 +156,11 @@ const rowsOf = (score, k) =>
     scoreAt(score, k, j),
   ]);
 
+const rolesOf = run =>
+  Object.entries(run.roles).flatMap(([score, list]) =>
+    list.flatMap(one => overSteps(one, k => [[run.label, score, one.head, one.values[k]]])),
+  );
+
 card({
   id: "heads",
   place: "left",
@@ -170,10 +174,12 @@ card({
   tabs: () => (D.scores?.list ?? []).map(score => ["score", score.name, score.title]),
   tabsName: "Score",
   csv: () =>
-    csvLines(
-      "step,score,layer,head,value",
-      (D.scores?.list ?? []).flatMap(score => overSteps(score, k => rowsOf(score, k))),
-    ),
+    comparing
+      ? csvLines("step,run,score,head,value", (D.runs ?? []).flatMap(rolesOf))
+      : csvLines(
+          "step,score,layer,head,value",
+          (D.scores?.list ?? []).flatMap(score => overSteps(score, k => rowsOf(score, k))),
+        ),
   build: host => listen(host, wordsAt),
   draw: drawCurves,
 });

@@ -99,20 +99,32 @@ function panelSubtitle(block) {
   return `${block.title}: ${block.says ? `${block.says}; ` : ""}${axes.join(" × ")}, ${panelScale(block)}${thinnedWords(block)}${block.reason ? `; undefined: ${block.reason}` : ""}${D.runs ? "; run A" : ""}`;
 }
 
+/** The curves of a card; of several runs those of each. */
+const curvesOf = group =>
+  D.runs
+    ? D.runs.flatMap(run =>
+        group.curves.flatMap(({ what }) => {
+          const found = run.panels[`${group.measurement}/${what}`];
+          return found ? [{ ...found, name: `${run.label}: ${what}` }] : [];
+        }),
+      )
+    : group.curves.map(one => ({ ...one, name: one.what }));
+
 function csvOfGroup(group) {
   const block = chosenPanel(group);
-  if (!block) return csvSeries(group.curves);
+  const curves = curvesOf(group);
+  if (!block) return csvSeries(curves);
   const size = Math.min(sizeOf(block), Math.max(1, Math.floor(MOST_LINES / block.at.length)));
-  return csvLines(
-    "step,panel,entry,value",
-    overSteps(block, k =>
+  return csvLines("step,panel,entry,value", [
+    ...curves.flatMap(one => overSteps(one, k => [[one.name, "", one.values[k]]])),
+    ...overSteps(block, k =>
       Array.from({ length: size }, (_, entry) => [
         block.what,
         entryName(block, entry),
         entryAt(block, k, entry),
       ]),
     ),
-  );
+  ]);
 }
 
 D.panels.forEach((group, k) => cardOf(group, 60 + k / 100));
