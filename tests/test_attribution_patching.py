@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from hand_built import Built, Heads, HeadWeights, bits, gate, induction, repeats, rotation, units
-from test_patching import tiny_gpt2
+from test_patching import alike_until, tiny, tiny_gpt2
 from torch import Tensor, nn
 
 from lightning_mi import Behavior, LogitDifference, measure
@@ -19,6 +19,7 @@ from lightning_mi.circuits import (
     attribution_patching,
 )
 from lightning_mi.circuits.causal.attribution_patching import attribution_panels
+from lightning_mi.circuits.causal.beginnings import Beginning
 from lightning_mi.errors import ArgumentError
 from lightning_mi.target import Rank
 
@@ -254,6 +255,87 @@ def test_compiled_and_checkpointed_models_give_the_same() -> None:
     model.blocks = nn.ModuleList(Again(block) for block in model.blocks)
     again = attribution_patching(model, pair, verify=0).values
     assert torch.allclose(again, found, atol=1e-5)
+
+
+def nothing_taken(beginning: Beginning) -> list[nn.Module]:
+    return []
+
+
+@pytest.mark.parametrize("family", ["neox", "gemma", "qwen"])
+@pytest.mark.parametrize("what", ["z", "q", "k", "v", "pattern", "mlp", "residual"])
+def test_what_is_taken_over_before_prompts_differ_changes_nothing(
+    family: str, what: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, pair = tiny(family), alike_until(4)
+    taken: list[int] = []
+    same = Beginning.same
+
+    def noted(beginning: Beginning) -> bool:
+        taken.append(len(beginning._moved))
+        return same(beginning)
+
+    monkeypatch.setattr(Beginning, "same", noted)
+    options: dict[str, Any] = {"what": what, "positions": "each", "corrections": ("graddrop",)}
+    found = attribution_panels(model, pair, **options)
+    assert taken[0] >= 8  # Four maps or more in each of two layers.
+    monkeypatch.setattr(Beginning, "_maps", nothing_taken)
+    other = attribution_panels(model, pair, **options)
+    assert taken[1] == 0
+    for name in ("effect", "exact", "grad_drop"):
+        torch.testing.assert_close(
+            found[name].values, other[name].values, atol=1e-4, rtol=1e-4, equal_nan=True
+        )
+
+
+def mean_of_positions(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output + output.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["causal", "mixed"])
+def test_nothing_is_taken_over_where_positions_see_later_ones(
+    mixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = tiny_gpt2("sdpa")
+    pair = alike_until(4)
+    if mixed:
+        model.transformer.drop.register_forward_hook(mean_of_positions)
+    lengths: list[int] = []
+    part = model.transformer.h[1].mlp.c_fc
+    forward = part.forward
+
+    def noted(x: Tensor) -> Tensor:
+        lengths.append(x.shape[1])
+        made: Tensor = forward(x)
+        return made
+
+    part.forward = noted
+    found = attribution_patching(model, pair, verify=0).values
+    seen = [n for n in lengths if n in (3, 7)]
+    assert seen[0] == 7
+    assert seen[-1] == (7 if mixed else 3)
+    monkeypatch.setattr(Beginning, "_maps", nothing_taken)
+    other = attribution_patching(model, pair, verify=0).values
+    torch.testing.assert_close(found, other, atol=1e-5, rtol=1e-4)
+
+
+def test_checkpointed_layers_run_again_with_what_was_taken_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model: Any = tiny_gpt2("sdpa")
+    pair = alike_until(4)
+    found = attribution_patching(model, pair, verify=0).values
+    for block in model.transformer.h:
+        inner = block.forward
+
+        def again(*args: Any, run: Any = inner, **kwargs: Any) -> Any:
+            return torch.utils.checkpoint.checkpoint(run, *args, use_reentrant=False, **kwargs)
+
+        block.forward = again
+    checkpointed = attribution_patching(model, pair, verify=0).values
+    torch.testing.assert_close(checkpointed, found, atol=1e-5, rtol=1e-4)
+    monkeypatch.setattr(Beginning, "_maps", nothing_taken)
+    whole = attribution_patching(model, pair, verify=0).values
+    torch.testing.assert_close(whole, found, atol=1e-5, rtol=1e-4)
 
 
 def test_both_run_as_measurements() -> None:

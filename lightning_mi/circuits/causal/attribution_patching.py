@@ -16,6 +16,7 @@ from ...anatomy.shared import shared_anatomy
 from ...anatomy.tape import named, tensors
 from ...attention import Site
 from ...attention.site import grouped_product, widened
+from ...batch import main_input
 from ...behavior import BehaviorLike, as_behavior
 from ...errors import ArgumentError
 from ...isolation import frozen, untouched
@@ -23,11 +24,13 @@ from ...measurement import Context
 from ...record import Panel, Reading
 from ...task import Task
 from .along import require_gradient
+from .beginnings import Beginning
 from .edges import Direction, refuse_rank
 from .patching import OF_HEADS, Entry, Patched, Patcher, checked, panel_of
 from .places import Port
 from .ports import Change
 from .restart import recording
+from .streams import Inside
 
 __all__ = ["AttributionPatching", "attribution_panels", "attribution_patching"]
 
@@ -55,6 +58,8 @@ def attribution_patching(
     from two forward passes and one backward pass (Nanda 2023). It is exact where the metric is
     linear in the part, hence in a linear model; it fails where a softmax or the metric saturates.
     The two directions take gradients of different runs, and differ.
+    What linear maps return before the first position at which the prompts differ is taken over
+    from one run into the other, where both give them the same there.
 
     Args:
         model: The user's model; it is left as it was.
@@ -147,16 +152,16 @@ def attribution_panels(
     _check(own.question, what, corrections, verify)
     with untouched(model) as plain, frozen(plain):
         patcher = Patcher(plain, own, what, direction, where, task, anatomy)
-        made = _Estimates(patcher, "qk" in corrections, "graddrop" in corrections, verify > 0)
         about = {"corrections": list(corrections)}
-        if patcher.reason is not None:
-            panels = {"effect": panel_of(patcher, None, reduce, "attribution", **about)}
-            if "graddrop" in corrections:
-                panels["grad_drop"] = _unsigned(panels["effect"])
-            return panels
         drops = "graddrop" in corrections
-        change = made.change(keep=drops)
-        drop = made.grad_drop() if drops else None
+        with _Estimates(patcher, "qk" in corrections, drops, verify > 0).opened() as made:
+            if patcher.reason is not None:
+                panels = {"effect": panel_of(patcher, None, reduce, "attribution", **about)}
+                if drops:
+                    panels["grad_drop"] = _unsigned(panels["effect"])
+                return panels
+            change = made.change(keep=drops)
+            drop = made.grad_drop() if drops else None
         base = patcher.base_metric.detach().float()
         ranks = (change.mean(1).abs() if drop is None else drop.mean(1)) if verify else None
         verified, exact = _verified(patcher, change, ranks, verify)
@@ -176,21 +181,39 @@ class _Estimates:
     """One run with gradients, and what follows from it."""
 
     def __init__(self, patcher: Patcher, corrected: bool, drops: bool, keeps: bool) -> None:
-        self.patcher, self.corrected = patcher, corrected
+        self.patcher, self.corrected, self.drops, self.keeps = patcher, corrected, drops, keeps
         self.dropped = -1
         self.nodes: dict[int, Tensor] = {}
+
+    @contextmanager
+    def opened(self) -> Iterator[_Estimates]:
+        """Run both ends; gradients can be taken inside."""
+        patcher = self.patcher
+        shape = main_input(patcher.ends[0]).shape[:2]
+        beginning = Beginning(patcher.model, tuple(shape), patcher.base.start)
         with torch.no_grad():
-            patcher.run_donor()
-        keep = recording(patcher.base) if keeps else nullcontext()
-        drop = self._dropping() if drops else nullcontext()
+            patcher.run_donor(beginning.kept)
+        with ExitStack() as stack:
+            self._run(stack, beginning.taken)
+            if not beginning.same():
+                stack.close()
+                self._run(stack, nullcontext)
+            self.total = patcher.base_metric.sum()
+            require_gradient(self.total, patcher.behavior)
+            patcher.base.z = {layer: site.z.detach() for layer, site in patcher.sites.items()}
+            patcher.base_metric = patcher.base_metric.detach()
+            yield self
+
+    def _run(self, stack: ExitStack, inside: Inside) -> None:
+        """Run the base with gradients; what is entered stays open until they have been taken."""
+        patcher = self.patcher
+        keep = recording(patcher.base) if self.keeps else nullcontext()
+        drop = self._dropping() if self.drops else nullcontext()
         with torch.enable_grad(), keep, drop, _rooted(patcher.model):
+            stack.enter_context(inside())
             patcher.old, patcher.base_metric = patcher.see(
                 patcher.ends[0], patcher.sites, self._leaves()
             )
-        self.total = patcher.base_metric.sum()
-        require_gradient(self.total, patcher.behavior)
-        patcher.base.z = {layer: site.z.detach() for layer, site in patcher.sites.items()}
-        patcher.base_metric = patcher.base_metric.detach()
 
     def _leaves(self) -> Callable[[Port], Change]:
         """Let gradients begin at the first part, not at the weights."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -24,6 +25,7 @@ from .places import Port
 from .ports import Change, Ports
 from .readings import Asker
 from .restart import Base, Level, Row, recording
+from .streams import Inside
 from .trimming import alike
 from .unchanged import same_before
 
@@ -107,11 +109,18 @@ class Patcher:
                 self.old, self.base_metric = self.see(self.ends[0], self.sites)
         self.base.z = {layer: site.z for layer, site in self.sites.items()}
 
-    def run_donor(self) -> None:
-        """Run the end that values come from, once it is known where the stream runs."""
+    def run_donor(self, inside: Inside = nullcontext) -> None:
+        """Run the end that values come from, once it is known where the stream runs.
+
+        Args:
+            inside: Entered while the model runs.
+        """
+        if self.what not in OF_HEADS:
+            self.anatomy()
         if self.what == "residual":
             self.ports.find_streams(self.ends[0])
-        self.donor, self.donor_metric = self.see(self.ends[1], None)
+        with inside():
+            self.donor, self.donor_metric = self.see(self.ends[1], None)
 
     def see(
         self,

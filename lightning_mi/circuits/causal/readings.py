@@ -14,7 +14,7 @@ from ...behaviors.metrics import AnyOf
 from ...target import Logit, positions
 from ...task import Task
 
-__all__ = ["Asker", "asks_alone"]
+__all__ = ["Asker", "asks_alone", "unembedding"]
 
 
 class Asker:
@@ -33,7 +33,7 @@ class Asker:
     def __init__(self, model: nn.Module, task: Task, behavior: Behavior) -> None:
         self.model, self.task, self.behavior = model, task, behavior
         self._question = _position_of(behavior)
-        self._head = None if self._question is None else _unembedding(model)
+        self._head = None if self._question is None else unembedding(model)
 
     def __call__(self, batch: Any, copies: int = 1, cut: Sequence[nn.Module] = ()) -> Tensor:
         """Run and ask.
@@ -119,8 +119,15 @@ def _position_of(behavior: Behavior) -> Logit | None:
     return question if isinstance(question, Logit) else None
 
 
-def _unembedding(model: nn.Module) -> nn.Module | None:
-    """Return the module that probably makes the logits, judged by its outputs' shape later."""
+def unembedding(model: nn.Module) -> nn.Module | None:
+    """Return the module that probably makes the logits.
+
+    Args:
+        model: The module inside any wrapper.
+
+    Returns:
+        The module, to be judged by its outputs' shape; None where there is no candidate.
+    """
     getters = [getattr(m, "get_output_embeddings", None) for m in model.modules()]
     known = [get() for get in getters if callable(get)]
     if known:
