@@ -291,13 +291,19 @@ def mean_of_positions(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     return output + output.mean(1, keepdim=True)
 
 
-@pytest.mark.parametrize("mixed", [False, True], ids=["causal", "mixed"])
+def turned(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return 1.5 * output
+
+
+@pytest.mark.parametrize("kind", ["causal", "steered", "mixed"])
 def test_nothing_is_taken_over_where_positions_see_later_ones(
-    mixed: bool, monkeypatch: pytest.MonkeyPatch
+    kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model: Any = tiny_gpt2("sdpa")
     pair = alike_until(4)
-    if mixed:
+    if kind == "steered":
+        model.transformer.h[0].attn.c_attn.register_forward_hook(turned)
+    if kind == "mixed":
         model.transformer.drop.register_forward_hook(mean_of_positions)
     lengths: list[int] = []
     part = model.transformer.h[1].mlp.c_fc
@@ -312,7 +318,7 @@ def test_nothing_is_taken_over_where_positions_see_later_ones(
     found = attribution_patching(model, pair, verify=0).values
     seen = [n for n in lengths if n in (3, 7)]
     assert seen[0] == 7
-    assert seen[-1] == (7 if mixed else 3)
+    assert seen[-1] == (7 if kind == "mixed" else 3)
     monkeypatch.setattr(Beginning, "_maps", nothing_taken)
     other = attribution_patching(model, pair, verify=0).values
     torch.testing.assert_close(found, other, atol=1e-5, rtol=1e-4)

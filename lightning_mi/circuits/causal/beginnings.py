@@ -57,7 +57,8 @@ class Beginning:
 
         with ExitStack() as stack:
             for module in self._maps():
-                stack.callback(module.register_forward_hook(hook).remove)
+                # Before hooks of others, which change what is taken over as they changed this.
+                stack.callback(module.register_forward_hook(hook, prepend=True).remove)
             yield
 
     @contextmanager
@@ -116,7 +117,7 @@ class Beginning:
 
     def _hooks(self, module: nn.Module) -> tuple[Callable[..., Any], Callable[..., Any]]:
         given, made, start = self._given[module], self._made[module], self.start
-        size = given.abs().max()
+        size = given.abs().amax(-1) + 1e-30
         was_cut = [False]
 
         def before(module: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -124,7 +125,8 @@ class Beginning:
             was_cut[0] = self._fits(x)
             if not isinstance(x, Tensor) or not was_cut[0]:
                 return None
-            self._moved.append((x.detach()[:, :start] - given).abs().max() / (size + 1e-30))
+            moved = (x.detach()[:, :start] - given).abs().amax(-1)
+            self._moved.append((moved / size).max())
             return (x[:, start:].contiguous(), *args[1:])
 
         def after(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
