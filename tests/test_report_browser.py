@@ -535,6 +535,17 @@ def test_long_texts_do_not_widen_the_page(show: Open, tmp_path: Path) -> None:
     assert page.run(OUTSIDE) == []
 
 
+def test_shares_of_a_long_prompt_are_not_nothing(show: Open, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "mi")
+    labels = {"example,position": [[str(k) for k in range(2000)]]}
+    panel = Panel(torch.ones(1, 2000), ("example", "position"), labels)
+    run.write(Record("saliency/values", panel, 0))
+    page = show(write_report(run))
+    assert page.text("#looked .sub").endswith("0 to 0.15 %")  # three times the mean share
+    page.page.locator("#prompt .token").first.hover()
+    assert "0.05" in page.text("#tip")
+
+
 def test_a_token_in_a_right_to_left_text_keeps_its_own_direction(
     show: Open, tmp_path: Path
 ) -> None:

@@ -2,7 +2,7 @@
 
 import { TOKENS, inputAt, once } from "./data.js";
 import { colour, plusMinus } from "./colour.js";
-import { fmt, show } from "./numbers.js";
+import { fmt, show, significant } from "./numbers.js";
 
 /** The colour of a value on the one scale of the run. */
 export const inputShade = block => v =>
@@ -20,15 +20,19 @@ export const bySize = once(block => {
 
 const isShare = block => block.unit === "share of the total";
 
+/** A share of many tokens is small, and still not none. */
+const percent = (share, digits) =>
+  100 * share < 10 ** -digits ? significant(100 * share, 2) : fmt(100 * share, digits);
+
 /** The ends of that scale. */
 export function inputScale(block) {
-  if (isShare(block)) return `0 to ${fmt(100 * block.cap, 0)} %`;
+  if (isShare(block)) return `0 to ${percent(block.cap, 0)} %`;
   return `${block.signed ? "±" : "0 to "}${+block.cap.toPrecision(2)} ${block.unit}`;
 }
 
 /** One value with its unit. */
 export const valueWords = (block, value) =>
-  isShare(block) ? `${fmt(100 * value, 1)} % of the total` : `${fmt(value)} ${block.unit}`;
+  isShare(block) ? `${percent(value, 1)} % of the total` : `${fmt(value)} ${block.unit}`;
 export const inputWords = (block, k, q) => valueWords(block, inputAt(block, k, q));
 
 /** What is needed to read it: sign, target, gap, recipe. */
