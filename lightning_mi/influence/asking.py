@@ -87,4 +87,4 @@ def _rows(
         else:
             pieces = gathered.of(batch, partial(turned, query, batch=batch))
         rows.append(dense_all(gathered.blocks, pieces, batch_size(batch), point.size))
-    return torch.cat(rows)
+    return torch.cat(rows) if len(rows) > 1 else rows[0]

@@ -75,16 +75,21 @@ class Block:
         count = self.shape[dim] - 1
         return count > 0 and _stretch(self.index.narrow(dim, 0, count)) is not None
 
-    def take(self, vectors: Tensor) -> Tensor:
-        """Return this block's part of vectors ``[vector, P]`` as ``[vector, *shape]``."""
+    def take(self, vectors: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return this block's part of vectors ``[vector, P]``, as ``[vector, *shape]``."""
+        kind = vectors.dtype if dtype is None else dtype
         if self.stretches is None:
-            return vectors.index_select(1, self.index.flatten()).reshape(-1, *self.shape)
+            part = vectors.index_select(1, self.index.flatten())
+            return part.reshape(-1, *self.shape).to(kind)
         weight, last, dim = self.stretches
         if last is None:
-            return vectors[:, weight].reshape(-1, *self.shape)
-        shape, end = ([len(vectors), *self.shape] for _ in range(2))
-        shape[dim], end[dim] = shape[dim] - 1, 1
-        return torch.cat([vectors[:, weight].reshape(shape), vectors[:, last].reshape(end)], dim)
+            return vectors[:, weight].to(kind).reshape(-1, *self.shape)
+        found = torch.empty(len(vectors), *self.shape, dtype=kind, device=vectors.device)
+        ahead = found.narrow(dim, 0, found.shape[dim] - 1)
+        ahead.copy_(vectors[:, weight].reshape(ahead.shape))
+        end = found.select(dim, -1)
+        end.copy_(vectors[:, last].reshape(end.shape))
+        return found
 
     def put(self, vectors: Tensor, part: Tensor) -> None:
         """Write this block's part into vectors ``[vector, P]``."""
@@ -322,7 +327,7 @@ def _add_in_parts(
     total: Tensor, block: Block, piece: Piece, weights: Tensor, sums: Tensor | None = None
 ) -> None:
     flat, start = weights.flatten(1).T, 0
-    for part in in_parts(block, [piece], max(2 * ENTRIES, min(MANY * block.size, MOST))):
+    for part in in_parts(block, [piece], max(ENTRIES // 2, min(MANY * block.size, MOST))):
         rows = dense(block, part)[0].flatten(1)
         total[start : start + len(rows)].addmm_(rows, flat)
         start += len(rows)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from .blocks import ENTRIES, Block, dense, grouped, in_parts
+from .blocks import Block, dense, grouped, in_parts
 from .gathered import Gathered, Labels
 from .pieces import Factor, Matrix, Piece, Vector, counted
 from .point import wide
@@ -27,6 +27,9 @@ FEW_ROWS = 2**12
 
 ROWS_FOR_EACH = 32
 """Rows for each number of a side that its eigenbasis is taken from, out of a random draw."""
+
+TURNED = 2**17
+"""Entries of right-hand sides that are turned at once; so many stay in a processor's cache."""
 
 LONGEST_VECTOR = 1024
 """Most numbers of another parameter whose covariance is taken whole."""
@@ -292,9 +295,9 @@ class Eigens:
         found = torch.zeros_like(right)
         for block in self.blocks:
             own, damping = self.eigen[block.name], self.dampings[block.name]
-            step = max(1, ENTRIES // block.size)
+            step = max(1, TURNED // block.size)
             for some, into in zip(torch.split(right, step), torch.split(found, step), strict=True):
-                turned = own.turned(block.take(some.to(self.kind)))
+                turned = own.turned(block.take(some, self.kind))
                 block.put(into, own.back(own.divided(turned, damping)))
         details = {"labels": self.labels, **self.known}
         if len(set(self.dampings.values())) > 1:

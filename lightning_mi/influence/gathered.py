@@ -219,22 +219,23 @@ class Gathered:
     def _contracted(
         self, vectors: Tensor, chunks: Iterable[tuple[list[Piece], int]]
     ) -> tuple[Tensor, Tensor]:
-        rows, narrow = [], vectors.to(self.kind)
+        rows: list[Tensor] = []
         total = torch.zeros_like(vectors[:1])
         parts: dict[str, Tensor] = {}
         sums: dict[str, Tensor] = {}
         for pieces, examples in chunks:
             by_name = grouped(pieces)
-            parts = parts or {b.name: b.take(narrow) for b in self.blocks}
+            parts = parts or {b.name: b.take(vectors, self.kind) for b in self.blocks}
             sums = sums or {b.name: total.new_zeros(1, *b.shape) for b in self.blocks}
-            row = narrow.new_zeros(examples, len(vectors))
+            row = vectors.new_zeros(examples, len(vectors), dtype=self.kind)
             for block in self.blocks:
                 if block.name in by_name:
                     add_dots(row, block, by_name[block.name], parts[block.name], sums[block.name])
             rows.append(row)
         for block in self.blocks:
             block.put(total, sums[block.name])
-        return torch.cat(rows).to(vectors.dtype), total[0]
+        dots = torch.cat(rows) if len(rows) > 1 else rows[0]
+        return dots.to(vectors.dtype), total[0]
 
     def own(self, batch: Any) -> list[Piece]:
         """Return the gradients of the losses of a batch alone."""

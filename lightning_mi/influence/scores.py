@@ -192,7 +192,7 @@ class Job:
         scale = 1 / len(self.train)
         constants = (solution.vectors @ own) * scale
         dots, mean = self._dots(point, curvature, indices, sample, solution.vectors)
-        values = dots.mul_(scale).T + constants[:, None]
+        values = dots.mul_(scale).T.add_(constants[:, None])
         return InfluenceScores(
             values.cpu(),
             tuple(indices),
