@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -84,7 +85,9 @@ class Patcher:
         )
         # What is computed anew from queries, keys and values must be what the model computes.
         looks = what in ("q", "k", "v", "pattern")
-        self.ports = Ports(model, self.task, self.anatomy, "rows" if looks else "none")
+        # Held weakly: in a cycle, both runs would stay in memory until it is looked for.
+        own = weakref.proxy(self)
+        self.ports = Ports(model, self.task, lambda: own.anatomy(), "rows" if looks else "none")
         self.asker = Asker(model, self.task, behavior)
         self.base = Base(self.ports, self.asker, self.ends[0], len(behavior))
         self.base.start = alike(*self.ends)
