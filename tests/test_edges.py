@@ -251,7 +251,8 @@ def test_the_measurement_leaves_the_model_alone_and_says_how_it_was_made() -> No
 
 def test_bad_arguments_are_refused() -> None:
     model, behavior = built.induction(), built.repeats()
-    for more in ({"steps": -1}, {"variant": "both"}, {"direction": "up"}):
+    wrong = ({"steps": -1}, {"variant": "both"}, {"direction": "up"}, {"variant": "activations"})
+    for more in wrong:  # The last moves along a path, but has no step.
         with pytest.raises(mi.errors.ArgumentError):
             edge_attribution(model, behavior, **more)  # type: ignore[arg-type]
     rank = mi.Behavior(behavior.clean, behavior.corrupted, target=mi.target.Rank(3))

@@ -20,12 +20,13 @@ from browser import needs
 from synthetic_run import SCORES, TOKENS, Synthetic
 
 from lightning_mi.__main__ import main
-from lightning_mi.emergence import head_onsets
+from lightning_mi.emergence import HeadOnset, Onset, head_onsets
 from lightning_mi.errors import ArgumentError, RunError
 from lightning_mi.record import Panel, Record, scalar
 from lightning_mi.report import write_report
 from lightning_mi.report.data import payload
 from lightning_mi.report.examples import TOKENS as SHOWN_TOKENS
+from lightning_mi.report.headline import headline
 from lightning_mi.report.inputs import source_of_copy
 from lightning_mi.report.join import joined_modules
 from lightning_mi.report.pack import pack, thin, unpack
@@ -270,6 +271,13 @@ def test_a_running_run_reaches_to_its_end(tmp_path: Path) -> None:
     assert data["run"]["max_steps"] == 2400 > data["run"]["last"]
     assert "times chance" in data["headline"]["text"]
     assert "no onset is claimed" in data["headline"]["text"]
+
+
+def test_what_is_forming_is_said_of_a_head_that_forms() -> None:
+    rising = Onset("forming", start=0.02, final=0.2, null=0.02, measurements=12)
+    noise = Onset("none", start=0.25, final=0.26, null=0.02, measurements=12)
+    heads = [HeadOnset(1, 1, "induction", rising), HeadOnset(0, 0, "induction", noise)]
+    assert headline({"induction": heads}, running=True)["text"].startswith("L1H1 is ")
 
 
 @pytest.mark.parametrize("steps", [0, 1])

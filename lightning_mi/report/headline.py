@@ -59,7 +59,8 @@ def headline(found: dict[str, list[HeadOnset]], running: bool) -> dict[str, Any]
         interval = list(first.interval or (first.step, first.step))
         return line(state, "Induction formed at step", f"{first.step:,}", _formed(found), interval)
     if state == "forming":
-        return line(state, "Induction is forming", None, f"{best.label} is {_plain(best)}.")
+        rising = highest_first(in_state(heads, "forming"))[0]  # A head that does not may be higher.
+        return line(state, "Induction is forming", None, f"{rising.label} is {_plain(rising)}.")
     if state == "none":
         title = "No induction head yet" if running else "No induction head formed"
         text = (

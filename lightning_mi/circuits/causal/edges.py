@@ -164,6 +164,13 @@ def check_edge_arguments(
             raise ArgumentError.of(
                 name, expected=f"one of {allowed}", got=repr(value), do="Choose one."
             )
+    if steps == 0 and variant == "activations":
+        raise ArgumentError.of(
+            "steps",
+            expected="at least 1 for variant='activations', which moves along a path",
+            got="0",
+            do="Pass steps=5, or leave variant out: without a path there is one EAP.",
+        )
     refuse_rank(behavior.question)
 
 
