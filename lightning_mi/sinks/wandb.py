@@ -6,27 +6,31 @@ most of them. The x axis is our own ``mi/step``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..record import plain
 from ..runs import Run
-from .base import RUN_SECTION, LoggerSink
-from .examples import examples_html
 from .keys import STEP, Plan, Shown
-from .longtable import COLUMNS, long_table
-from .pictures import caption, draw
+from .media import MediaSink
 from .workspace import build_workspace
 
 __all__ = ["WandbSink", "build_workspace"]
 
 
-class WandbSink(LoggerSink):
+class WandbSink(MediaSink):
     """Sends records to a ``WandbLogger``, online or offline, also around a user's own run."""
 
     def __init__(self, logger: Any) -> None:
         super().__init__(logger)
         self._defined: set[str] = set()
+
+    @property
+    def library(self) -> Any:
+        """The module with the classes of media."""
+        import wandb
+
+        return wandb
 
     def start(self, info: Mapping[str, Any]) -> None:
         """Declare the x axis and store constants in the run's config under ``lightning_mi``.
@@ -48,15 +52,6 @@ class WandbSink(LoggerSink):
         self._define(planned.scalars)
         super().log_scalars(planned, step)
 
-    def log_pictures(self, pictures: Sequence[Shown], step: int) -> None:
-        """Log all pictures in one more row, with its own ``mi/step``.
-
-        Args:
-            pictures: What to draw.
-            step: Optimizer steps taken.
-        """
-        self._log({shown.key: self._media(shown) for shown in pictures}, step)
-
     def log_constants(self, info: Mapping[str, Any]) -> None:
         """Store constants in the run's config.
 
@@ -73,33 +68,30 @@ class WandbSink(LoggerSink):
             run: All records, and the report if there is one.
             summary: Values by name.
         """
-        import wandb
-
         for name, value in summary.items():
             self.logger.experiment.summary[name] = value
-        records = run.records()
-        media: dict[str, Any] = {}
-        if records:
-            rows = [list(row) for row in long_table(records)]
-            media[f"{RUN_SECTION}/table"] = wandb.Table(columns=list(COLUMNS), data=rows)
-        if run.report.exists():
-            page = run.report.read_text(encoding="utf-8")
-            media[f"{RUN_SECTION}/report"] = wandb.Html(page, inject=False)
-        if media:
-            self._log(media, self.last_step)
+        self.log_files(run)
 
-    def _media(self, shown: Shown) -> Any:
-        import wandb
+    def image(self, shown: Shown) -> Any:
+        """Draw a picture; W&B takes pictures as a list.
 
-        if shown.kind == "examples":
-            page = examples_html(shown.records, self.scales.of(shown))
-            return wandb.Html(page, inject=False)
-        pixels = draw(shown, self.scales)
-        return [wandb.Image(pixels, caption=caption(shown, self.scales))]
+        Args:
+            shown: What to draw.
 
-    def _log(self, media: Mapping[str, Any], step: int) -> None:
+        Returns:
+            A list of one image.
+        """
+        return [super().image(shown)]
+
+    def log_media(self, media: Mapping[str, Any], step: int) -> None:
+        """Log one row.
+
+        Args:
+            media: W&B's values, by key.
+            step: Optimizer steps taken.
+        """
         self._define(media)
-        self.logger.log_metrics({**media, STEP: float(step)}, step=step)
+        super().log_media(media, step)
 
     def _define(self, keys: Iterable[str]) -> None:
         """Give each section and each key our x axis, the first time it is seen.
