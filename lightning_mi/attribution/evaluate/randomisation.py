@@ -23,7 +23,7 @@ from ..result import Attribution
 from ..spread import NO_SPREAD
 from .judged import METHOD
 from .methods import Method, explained, method_name, task_for
-from .ranking import alike, check_counts, recency, shuffles
+from .ranking import alike, beside_chance, check_counts, recency
 from .renewal import layers_from_the_output, renewed
 from .result import interval
 from .stability import fixed
@@ -340,20 +340,22 @@ def _result(
 ) -> Randomisation:
     """Compare the scores of the trained model with those of others, with chance and position."""
     drifts = [alike(stage, trained, scores) for scores in found.values()]
-    orders = shuffles(stage.free, said["draws"], said["seed"])
-    by_chance = [alike(stage, trained, trained.gather(1, order)).absolute for order in orders]
-    position = position_trained = None
+
+    def like(scores: Tensor) -> Tensor:
+        return alike(stage, trained, scores).absolute
+
+    chance = beside_chance(stage, trained, said["draws"], said["seed"], like)
+    position = None
     if stage.entry.is_tokens:
         order = recency(stage)
         position = torch.stack([alike(stage, each, order).absolute for each in found.values()])
-        position_trained = alike(stage, trained, order).absolute
     return Randomisation(
         layers=tuple(found),
         signed=torch.stack([each.spearman for each in drifts]),
         absolute=torch.stack([each.absolute for each in drifts]),
-        random=torch.stack(by_chance).mean(0) if by_chance else None,
+        random=torch.stack(chance["random"]).mean(0) if chance["random"] else None,
         recency=position,
-        recency_trained=position_trained,
+        recency_trained=chance.get("recency"),
         floor=chance_floor(int(stage.free.sum(1).min())),
         convention=said,
     )

@@ -13,7 +13,7 @@ from ...errors import ArgumentError
 from ..drifting import Drift, drift
 from .stage import Stage
 
-__all__ = ["alike", "beside_chance", "counts", "ranks", "recency", "shuffles"]
+__all__ = ["alike", "beside_chance", "counts", "ranks", "recency"]
 
 
 def ranks(scores: Tensor, free: Tensor, seed: int) -> Tensor:
