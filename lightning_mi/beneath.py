@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from .errors import LightningMIError
-from .record import Panel, Reading
+from .record import Panel, Reading, Record
 
 if TYPE_CHECKING:
     from .measurement import Context
 
-__all__ = ["grey", "with_inputs"]
+__all__ = ["grey", "inputs_of", "part_of", "with_inputs"]
 
 VALUES, INPUTS = "values", "inputs"
 
@@ -47,7 +47,7 @@ def with_inputs(reading: Reading, model: nn.Module, context: Context) -> Reading
         return reading
     shown: dict[str, Panel] = dict(reading)
     for name, panel in reading.items():
-        if name == VALUES or ("input" in panel.convention and name.startswith(f"{VALUES}_")):
+        if name == VALUES or ("input" in panel.convention and part_of(name)):
             shown |= _shown(name, panel, reading, model, context)
     return shown
 
@@ -87,6 +87,39 @@ def grey(images: Tensor) -> Tensor:
     low, high = level.amin((1, 2), keepdim=True), level.amax((1, 2), keepdim=True)
     span = torch.where(high > low, high - low, torch.ones_like(high))
     return (255 * (level - low) / span).round().to(torch.uint8)
+
+
+def part_of(what: str) -> str:
+    """Return which of several inputs a panel of attributions is about.
+
+    Args:
+        what: Name of the panel.
+
+    Returns:
+        The key of the input, or nothing.
+
+    Example:
+        >>> part_of("values_left"), part_of("values")
+        ('left', '')
+    """
+    return what.removeprefix(f"{VALUES}_") if what.startswith(f"{VALUES}_") else ""
+
+
+def inputs_of(record: Record) -> str:
+    """Return the name of the record that holds the inputs which attributions belong to.
+
+    Args:
+        record: Attributions: ``values``, or ``values_<key>`` of one of several inputs.
+
+    Returns:
+        A full name.
+
+    Example:
+        >>> inputs_of(Record("saliency/values_left", Panel([[1.0]], ("example", "feature"))))
+        'saliency/inputs_left'
+    """
+    key = part_of(record.what)
+    return f"{record.measurement}/{INPUTS}_{key}" if key else f"{record.measurement}/{INPUTS}"
 
 
 def _beneath(values: Panel, inputs: Tensor) -> Panel | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..beneath import part_of
 from ..record import Panel, Record
 from ..sinks.names import spelled
 from .shelf import Numbers, Shelf
@@ -24,7 +25,7 @@ def methods(shelf: Shelf) -> list[str]:
     """
     last = [shelf.peek(name)[-1] for name in shelf.names if "/values" in name]
     named = [
-        (r.measurement, r.what.removeprefix("values").removeprefix("_"))
+        (r.measurement, part_of(r.what))
         for r in last
         if r.panel.axes[:1] == ("example",)
         and (r.measurement in FIRST or "method" in r.panel.convention)
@@ -37,19 +38,18 @@ def methods(shelf: Shelf) -> list[str]:
     return [f"{name}/{key}" if key else name for name, key in kept]
 
 
-def record_of(method: str, what: str = "values") -> str:
-    """Return the name of a record that belongs to a method.
+def record_of(method: str) -> str:
+    """Return the name of a method's attributions.
 
     Args:
         method: One of `methods`.
-        what: ``"values"``, or ``"inputs"`` for what was explained.
 
     Example:
-        >>> record_of("saliency"), record_of("saliency/scan", "inputs")
-        ('saliency/values', 'saliency/inputs_scan')
+        >>> record_of("saliency"), record_of("saliency/scan")
+        ('saliency/values', 'saliency/values_scan')
     """
     name, _, key = method.partition("/")
-    return f"{name}/{what}_{key}" if key else f"{name}/{what}"
+    return f"{name}/values_{key}" if key else f"{name}/values"
 
 
 def title(method: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..beneath import inputs_of
 from ..record import Record
 from .methods import cap, methods, record_of, signed, targets, title, unit
 from .pack import pack, thin
@@ -51,7 +52,7 @@ def _picture(shelf: Shelf, method: str) -> dict[str, Any] | None:
         "unit": unit(panel),
         "cap": cap(values),
         "targets": targets(panel)[:count],
-        "inputs": _beneath(shelf, method, (count, height, width)),
+        "inputs": _beneath(shelf, records[-1], (count, height, width)),
     }
 
 
@@ -62,9 +63,9 @@ def _summed(record: Record, count: int) -> Numbers:
     return images
 
 
-def _beneath(shelf: Shelf, method: str, shape: tuple[int, ...]) -> Any:
+def _beneath(shelf: Shelf, record: Record, shape: tuple[int, ...]) -> Any:
     """The images in grey, 0 to 255, or None where they were not recorded."""
-    last = shelf.last(record_of(method, "inputs"), ("example", "y", "x"))
+    last = shelf.last(inputs_of(record), ("example", "y", "x"))
     if last is None:
         return None
     grey = np.asarray(last.panel.values, float)[: shape[0]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..beneath import inputs_of, part_of
 from ..record import Record
 from .bars import draw_bars
 from .canvas import Pixels, below, beside
@@ -41,23 +42,6 @@ def over_steps(records: Sequence[Record]) -> tuple[Shown, ...]:
     return tuple(
         Shown(_key(own[0]), "grid", own, _beside(own, records)) for own in series if len(own) > 1
     )
-
-
-def inputs_of(record: Record) -> str:
-    """Return the name of the record that holds the inputs which attributions belong to.
-
-    Args:
-        record: Attributions: ``values``, or ``values_<key>`` of one of several inputs.
-
-    Returns:
-        A full name.
-
-    Example:
-        >>> from lightning_mi import Panel
-        >>> inputs_of(Record("saliency/values_left", Panel([[1.0]], ("y", "x"))))
-        'saliency/inputs_left'
-    """
-    return f"{record.measurement}/inputs{_part(record)}"
 
 
 def kind_of(record: Record) -> str:
@@ -111,12 +95,8 @@ def draw_grid(records: Sequence[Record], scale: float, inputs: Record | None = N
 
 
 def _key(record: Record) -> str:
-    return f"mi_{record.measurement}/{PICTURES['grid']}{_part(record)}"
-
-
-def _part(record: Record) -> str:
-    """What the name of a record says after ``values``: which of several inputs it is about."""
-    return record.what.removeprefix("values") if record.what.startswith("values_") else ""
+    key = part_of(record.what)
+    return f"mi_{record.measurement}/{PICTURES['grid']}" + (f"_{key}" if key else "")
 
 
 def _draw_text(records: Sequence[Record], names: list[str], scale: float, example: int) -> Pixels:

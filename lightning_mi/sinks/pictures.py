@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from ..beneath import inputs_of
 from ..record import Record
 from .bars import draw_bars, mean_over_examples
 from .canvas import Pixels, below
-from .grid import chosen, draw_grid, inputs_of, kind_of
+from .grid import chosen, draw_grid, kind_of
 from .head_map import draw_head_maps, top_head
 from .keys import Shown
 from .overlay import draw_overlays, largest_pixel
