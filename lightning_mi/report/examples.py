@@ -113,7 +113,7 @@ def _known(shelf: Shelf, name: str) -> dict[int, dict[str, Any]]:
     shelf.get(f"{name}/images")
     for record in reversed(shelf.both(f"{name}/images")):
         for row, i in enumerate(record.panel.coords.get("train_example", [])):
-            found.setdefault(int(i), {}).setdefault("image", _image(record, row))
+            found.setdefault(int(i), {}).setdefault("image", (record, row))
     return found
 
 
@@ -162,7 +162,7 @@ def _example(
         "words": "" if words == own else words,
         "by": [by[step].get(index) for step in sorted(by)],
         "tokens": [[known["text"], None]] if known.get("text") else [],
-        "image": known.get("image"),
+        "image": _image(*known["image"]) if "image" in known else None,
     }
     return made | (_window(known["shares"]) if "shares" in known else {})
 
