@@ -53,7 +53,6 @@ def headline(found: dict[str, list[HeadOnset]], running: bool) -> dict[str, Any]
     if not heads:
         return line("not measured", "No head scores were recorded", None, ADD_HEADS)
     state = heads[0].onset.state
-    best = highest_first(heads)[0]
     if state == "formed":
         first = heads[0].onset
         interval = list(first.interval or (first.step, first.step))
@@ -62,6 +61,7 @@ def headline(found: dict[str, list[HeadOnset]], running: bool) -> dict[str, Any]
         rising = highest_first(in_state(heads, "forming"))[0]  # A head that does not may be higher.
         return line(state, "Induction is forming", None, f"{rising.label} is {_plain(rising)}.")
     if state == "none":
+        best = highest_first(heads)[0]
         title = "No induction head yet" if running else "No induction head formed"
         text = (
             f"The highest, {best.label}, went {_span(best)}. A claim needs 0.1 above both chance "
