@@ -6,6 +6,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +21,19 @@ VOCABULARY, LENGTH, WIDTH = 17, 10, 16
 def lightning(package: str = "pytorch_lightning") -> Any:
     """Return one of the two Lightning packages."""
     return importlib.import_module(package)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Bit-equality of nested containers."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return bool((a == b).all())
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
 
 
 class Tokens(Dataset[Tensor]):

@@ -11,7 +11,7 @@ import cases
 import numpy as np
 import pytest
 import torch
-from cases import PACKAGES, Gradients, language_model, loaders, trainer
+from cases import PACKAGES, Gradients, language_model, loaders, same, trainer
 from torch import Tensor, nn
 
 from lightning_mi import measure
@@ -72,19 +72,6 @@ def state(model: Any, fitted: Any, watch: Any) -> dict[str, Any]:
             for n, m in model.named_modules()
         ],
     }
-
-
-def same(a: Any, b: Any) -> bool:
-    """Bit-equality of nested containers."""
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return bool((a == b).all())
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b)
 
 
 def fit(package: str, folder: Any, monitors: list[Any], **options: Any) -> dict[str, Any]:

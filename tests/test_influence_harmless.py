@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import same
 from test_influence_batch_sizes import SOLVERS
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -100,18 +101,6 @@ class Trained:
             "default": torch.get_default_dtype(),
             "attention": torch.backends.cuda.flash_sdp_enabled(),
         }
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return bool((a == b).all())
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b)
 
 
 def scores() -> InfluenceScores:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import same
 from torch import Tensor, nn
 
 from lightning_mi import ModelError, untouched
@@ -70,16 +71,6 @@ def state(model: nn.Module) -> dict[str, Any]:
             torch.is_autocast_enabled("cpu"),
         ),
     }
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(v, b[k]) for k, v in a.items())
-    if isinstance(a, tuple | list):
-        return len(a) == len(b) and all(same(v, w) for v, w in zip(a, b, strict=True))
-    return bool(a == b)
 
 
 @contextmanager
