@@ -34,6 +34,7 @@ from lightning_mi.influence.blocks import dense_all
 from lightning_mi.influence.dense import gauss_newton
 from lightning_mi.influence.factors import eigen_of
 from lightning_mi.influence.gathered import Gathered
+from lightning_mi.influence.outputs import curvature_columns, slope, slope_of_loss
 from lightning_mi.influence.pieces import Matrix, Vector
 from lightning_mi.influence.point import Point
 from lightning_mi.influence.products import Curvature
@@ -658,3 +659,44 @@ def test_factors_are_shared_between_processes_alone() -> None:
         influence_scores(
             model, Objective(Classification()), data, data, solver=EKFAC(all_reduce=True)
         )
+
+
+# ------------------------------------------------------------------ losses in the outputs
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("classes", [2, 5, 40])
+def test_slopes_of_cross_entropies_are_those_of_autograd(classes: int, kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    outputs = (4 * torch.randn(6, 3, classes, dtype=torch.float64)).to(kind)
+    labels = torch.randint(classes, (6, 3))
+    labels[0, 1:], labels[4] = -100, -100  # An example with one label, and one with none.
+    texts = (torch.zeros(6, 3, dtype=torch.long), labels)
+    cases = [(NextToken(), outputs, texts), (Classification(), outputs[:, 0], (None, labels[:, 0]))]
+    for task, values, batch in cases:
+        expected = slope(values, lambda o, t=task, b=batch: t.loss(o, b))
+        found = slope_of_loss(task, values, batch)
+        assert found.dtype == kind
+        assert bool((found[4] == 0).all())
+        rounding = 4 * torch.finfo(kind).eps
+        assert torch.allclose(found, expected, rtol=rounding, atol=rounding)
+
+
+def test_columns_of_a_classifier_make_its_curvature() -> None:
+    outputs = 3 * torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    outputs[0, 2] += 20  # In single precision 1 − p is 0 here.
+    batch = (None, torch.zeros(4, dtype=torch.long))
+    goal = Objective(Classification())
+    _, columns = curvature_columns(goal, outputs, batch, "exact", range(4), 0)
+    root = torch.stack(columns, 2).double()
+    p = outputs.double().softmax(1)
+    expected = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    assert torch.allclose(root @ root.transpose(1, 2), expected, rtol=1e-5, atol=1e-7)
+    found = float(root[0, 2, 2].abs())
+    assert found == pytest.approx(float(beside(outputs[0], 2)), rel=1e-5, abs=0)
+
+
+def beside(outputs: Tensor, sure: int) -> Tensor:
+    """Return 1 − p of a class without losing it to rounding."""
+    others = torch.cat([outputs[:sure], outputs[sure + 1 :]]).double()
+    return (others.logsumexp(0) - outputs.double().logsumexp(0)).exp()

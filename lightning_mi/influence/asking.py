@@ -14,7 +14,8 @@ from ..target import Target
 from .blocks import dense_all
 from .data import chunks, of_one_shape
 from .gathered import Gathered
-from .objective import Objective, turned
+from .objective import Objective
+from .outputs import slope_of_query
 from .per_example import mean_gradient
 from .point import Point
 
@@ -85,6 +86,6 @@ def _rows(
         if query is None:
             pieces = gathered.own(batch)
         else:
-            pieces = gathered.of(batch, partial(turned, query, batch=batch))
+            pieces = gathered.of(batch, partial(slope_of_query, query, batch=batch))
         rows.append(dense_all(gathered.blocks, pieces, batch_size(batch), point.size))
     return torch.cat(rows) if len(rows) > 1 else rows[0]

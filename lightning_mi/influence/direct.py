@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from .dense import gauss_newton
-from .gathered import FEW
+from .outputs import FEW
 from .products import Curvature
 from .solvers import CONVERGED, NEGATIVE, Inverse, Product, Solution, relative
 

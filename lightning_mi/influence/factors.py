@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from .blocks import Block, dense, grouped, in_parts
-from .gathered import Gathered, Labels
+from .gathered import Gathered
+from .outputs import Labels
 from .pieces import Factor, Matrix, Piece, Vector, counted
 from .point import wide
 from .products import Curvature

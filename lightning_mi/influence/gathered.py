@@ -9,28 +9,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..batch import batch_size
-from ..errors import ArgumentError
-from ..task import IGNORED, Classification, NextToken
 from .blocks import Block, add_dots, blocks_of, grouped, summed
 from .data import row
 from .objective import Objective
+from .outputs import Labels, curvature_columns, slope_of_loss
 from .pieces import Piece, Vector, pieces_of
-from .point import Point, repeatable_attention, wide
+from .point import Point, at_least_single, repeatable_attention, wide
 from .reader import Reader
 
-__all__ = ["Chunk", "Gathered", "Labels", "curvature_columns"]
-
-Labels: TypeAlias = Literal["auto", "exact", "sampled", "true"]
-"""Which output gradients make the curvature: see `Gathered`."""
-
-FEW = 32
-"""Outputs of an example up to which their curvature is taken exactly."""
+__all__ = ["Chunk", "Gathered"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,21 +232,21 @@ class Gathered:
 
     def own(self, batch: Any) -> list[Piece]:
         """Return the gradients of the losses of a batch alone."""
-        return self.of(batch, partial(self.objective.losses, batch=batch))
+        return self.of(batch, partial(slope_of_loss, self.objective.task, batch=batch))
 
-    def of(self, batch: Any, scalar: Callable[[Tensor], Tensor]) -> list[Piece]:
-        """Return the gradients of a function of the outputs ``[example, …] -> [example]``."""
-        return self._read(batch, lambda outputs: [slope(outputs, scalar)])
+    def of(self, batch: Any, slopes: Callable[[Tensor], Tensor]) -> list[Piece]:
+        """Return the gradients of a function of the outputs, given those in the outputs."""
+        return self._read(batch, lambda outputs: [slopes(outputs)])
 
     def _chunk(self, batch: Any, start: int) -> Chunk:
         counts: list[int] = []
-        losses_of = partial(self.objective.losses, batch=batch)
+        own = partial(slope_of_loss, self.objective.task, batch=batch)
 
         def cotangents(outputs: Tensor) -> list[Tensor]:
             if self.labels == "true":
                 counts.append(1)
                 self.used = "true"
-                return [slope(outputs, losses_of)]
+                return [own(outputs)]
             places: Sequence[int] = range(start, start + len(outputs))
             if self.places is not None:
                 places = self.places[start : start + len(outputs)]
@@ -261,7 +254,7 @@ class Gathered:
                 self.objective, outputs, batch, self.labels, places, self.seed
             )
             counts.append(len(columns))
-            return [*columns, slope(outputs, losses_of)] if self.with_losses else columns
+            return [*columns, own(outputs)] if self.with_losses else columns
 
         pieces = self._read(batch, cotangents)
         k = counts[0]
@@ -301,16 +294,6 @@ class Gathered:
         return [Vector(n, torch.stack(r, 1)) for n, r in rows.items()]
 
 
-def slope(outputs: Tensor, scalar: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the gradients of a function of the outputs ``[example, …] -> [example]`` in them."""
-    with torch.enable_grad():
-        free = outputs.detach().requires_grad_()
-        value = scalar(free).sum()
-        if not value.requires_grad:
-            return torch.zeros_like(outputs)
-        return torch.autograd.grad(value, free)[0]
-
-
 def _pulled(out: Tensor, vectors: list[Tensor], leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return for each parameter the gradients along each vector, ``[cotangent, number]``."""
     found: dict[str, list[Tensor]] = {n: [] for n in leaves}
@@ -322,141 +305,8 @@ def _pulled(out: Tensor, vectors: list[Tensor], leaves: dict[str, Tensor]) -> di
             )
         for (name, p), g in zip(leaves.items(), grads, strict=True):
             whole = torch.zeros_like(p) if g is None else g
-            found[name].append(_wide(whole.detach().flatten()))
+            found[name].append(at_least_single(whole.flatten()))
     return {n: torch.stack(each) for n, each in found.items()}
-
-
-def curvature_columns(
-    objective: Objective,
-    outputs: Tensor,
-    batch: Any,
-    labels: Labels,
-    places: Sequence[int],
-    seed: int,
-) -> tuple[str, list[Tensor]]:
-    """Return columns whose outer products add up to the curvature of the losses in the outputs.
-
-    Args:
-        objective: The losses.
-        outputs: Shape ``[example, …]``, detached.
-        batch: The batch.
-        labels: ``"auto"``, ``"exact"`` or ``"sampled"``.
-        places: Place of each example in the data, which seeds its sample.
-        seed: Seeds all of them.
-
-    Returns:
-        Which way was taken, and tensors shaped like the outputs.
-
-    Raises:
-        ArgumentError: If the curvature can be taken in neither way.
-    """
-    count = outputs[0].numel()
-    task = objective.task
-    # Texts are sampled however short: how many outputs they have depends on how they are padded.
-    text = task if isinstance(task, NextToken) and _own_loss(task) else None
-    few = count <= FEW and (text is None or outputs.ndim != 3)
-    exact = labels == "exact" or (labels == "auto" and few)
-    if exact:
-        if type(task).loss is Classification.loss and outputs.ndim == 2 and count > 1:
-            return "exact", _class_columns(outputs)
-        return "exact", _root_columns(objective, outputs, batch)
-    if text is not None and outputs.ndim == 3:
-        return "sampled", [_sampled_tokens(text, outputs, batch, places, seed)]
-    if type(task).loss is Classification.loss and outputs.ndim == 2:
-        u = _uniform(places, 1, seed, outputs)[:, 0]
-        return "sampled", [_drawn(outputs, u)]
-    return "sampled", [_diagonal_column(objective, outputs, batch, places, seed)]
-
-
-def _own_loss(task: NextToken) -> bool:
-    kind = type(task)
-    return kind.loss is NextToken.loss and kind.token_losses is NextToken.token_losses
-
-
-def _class_columns(outputs: Tensor) -> list[Tensor]:
-    p = outputs.double().softmax(-1) if outputs.device.type != "mps" else outputs.softmax(-1)
-    eye = torch.eye(p.shape[1], dtype=p.dtype, device=p.device)
-    columns = p.T.sqrt()[..., None] * (p[None] - eye[:, None])
-    return list(columns.to(outputs.dtype))
-
-
-def _root_columns(objective: Objective, outputs: Tensor, batch: Any) -> list[Tensor]:
-    """Return the columns of a root of each example's whole curvature, found by autograd."""
-    size = outputs[0].numel()
-    with torch.enable_grad():
-        free = outputs.detach().requires_grad_()
-        value = objective.losses(free, batch).sum()
-        if not value.requires_grad:
-            return [torch.zeros_like(outputs)]
-        (slope,) = torch.autograd.grad(value, free, create_graph=True)
-        if not slope.requires_grad:
-            return [torch.zeros_like(outputs)]
-        flat = slope.reshape(len(outputs), size)
-        rows = []
-        for i in range(size):
-            (bent,) = torch.autograd.grad(flat[:, i].sum(), free, retain_graph=True)
-            rows.append(bent.reshape(len(outputs), size))
-    curved = torch.stack(rows, 1)
-    curved = (curved + curved.transpose(1, 2)) / 2
-    values, vectors = torch.linalg.eigh(_wide(curved))
-    root = vectors * values.clamp(min=0).sqrt()[:, None]
-    return [root[:, :, i].reshape(outputs.shape).to(outputs.dtype) for i in range(size)]
-
-
-def _sampled_tokens(
-    task: NextToken, outputs: Tensor, batch: Any, places: Sequence[int], seed: int
-) -> Tensor:
-    known = task.labels(batch) != IGNORED
-    weight = known / known.sum(1, keepdim=True).clamp(min=1)
-    u = _uniform(places, outputs.shape[1], seed, outputs)
-    return _drawn(outputs, u) * weight.sqrt().to(outputs.dtype)[..., None]
-
-
-def _drawn(outputs: Tensor, u: Tensor) -> Tensor:
-    """Return p − e_y with y drawn from p by uniform numbers."""
-    p = _wide(outputs).softmax(-1)
-    y = (p.cumsum(-1) < u[..., None].to(p.dtype)).sum(-1, keepdim=True)
-    return p.scatter_add(-1, y.clamp(max=p.shape[-1] - 1), -torch.ones_like(p[..., :1])).to(
-        outputs.dtype
-    )
-
-
-def _uniform(places: Sequence[int], count: int, seed: int, like: Tensor) -> Tensor:
-    """Return uniform numbers ``[example, count]`` that depend on places and seed alone."""
-    generator = torch.Generator()
-    rows = [
-        torch.rand(count, generator=generator.manual_seed(seed * 1_000_003 + i + 1)) for i in places
-    ]
-    return torch.stack(rows).to(like.device)
-
-
-def _diagonal_column(
-    objective: Objective, outputs: Tensor, batch: Any, places: Sequence[int], seed: int
-) -> Tensor:
-    """Return √h ∘ signs where the curvature is a diagonal matrix h, as squared errors have."""
-    size = outputs[0].numel()
-    signs = (_uniform(places, size, seed, outputs) < 0.5).to(outputs.dtype) * 2 - 1
-    signs = signs.reshape(outputs.shape)
-    with torch.enable_grad():
-        free = outputs.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(objective.losses(free, batch).sum(), free, create_graph=True)
-        if not slope.requires_grad:
-            return torch.zeros_like(outputs)
-        (h,) = torch.autograd.grad(slope.sum(), free, retain_graph=True)
-        (turned,) = torch.autograd.grad(slope, free, signs)
-    if not torch.allclose(turned, h * signs, rtol=1e-3, atol=1e-6 * float(h.abs().max())):
-        raise ArgumentError.of(
-            "labels",
-            expected="a loss whose curvature in the outputs can be sampled: cross-entropy, "
-            "next-token or squared error",
-            got=f"{type(objective.task).__name__} with {size} outputs for each example",
-            do='Use labels="true" (the empirical Fisher matrix) or solver="cg".',
-        )
-    return h.clamp(min=0).sqrt() * signs
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.element_size() < 4 else tensor
 
 
 def _bytes(chunk: Chunk) -> int:

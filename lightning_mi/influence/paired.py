@@ -14,8 +14,8 @@ from ..batch import batch_size
 from ..measurement import IndexedData
 from .blocks import Block, add_dots, blocks_of, dense, dense_all, grouped, in_parts
 from .data import chunks, of_one_shape
-from .gathered import slope
-from .objective import Objective, turned
+from .objective import Objective
+from .outputs import slope_of_loss, slope_of_query
 from .pieces import Factor, Matrix, Piece, Vector, pieces_of
 from .point import Point, wide
 from .queries import as_question
@@ -81,8 +81,8 @@ class Queries:
         }
         rows = []
         for batch in batches:
-            losses = partial(self.objective.losses, batch=batch)
-            pieces = _pieces(self.reader, self.point, batch, losses)
+            slopes = partial(slope_of_loss, self.objective.task, batch=batch)
+            pieces = _pieces(self.reader, self.point, batch, slopes)
             if pieces is None:
                 return None
             total = torch.zeros(
@@ -133,7 +133,7 @@ def queries_in_factors(
         return None
     reader, parts = Reader(point, objective.outputs, point.plans), []
     for batch in chunks(data, range(len(data)), size, point):
-        pieces = _pieces(reader, point, batch, partial(turned, target, batch=batch))
+        pieces = _pieces(reader, point, batch, partial(slope_of_query, target, batch=batch))
         if pieces is None:
             return None
         parts.append((pieces, batch_size(batch)))
@@ -142,9 +142,9 @@ def queries_in_factors(
 
 
 def _pieces(
-    reader: Reader, point: Point, batch: Any, scalar: Callable[[Tensor], Tensor]
+    reader: Reader, point: Point, batch: Any, slopes: Callable[[Tensor], Tensor]
 ) -> list[Piece] | None:
-    read = reader.read(batch, lambda outputs: [slope(outputs, scalar)])
+    read = reader.read(batch, lambda outputs: [slopes(outputs)])
     pieces, apart = pieces_of(read, point)
     large = any(isinstance(p, Vector) and p.values.numel() > LARGEST for p in pieces)
     return None if apart or large else pieces

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 from torch.nn import functional as F
 
-from .point import Point
+from .point import Point, at_least_single
 from .reader import Layout, Read
 from .recording import MATMULS, SUMS, Call, Made, Use
 
@@ -164,7 +164,7 @@ def pieces_of(read: Read, point: Point) -> tuple[list[Piece], frozenset[str]]:
         known = next((g for g in of_use if g is not None), None)
         if known is None:
             continue
-        pulled = [_wide(torch.zeros_like(known) if g is None else g) for g in of_use]
+        pulled = [at_least_single(torch.zeros_like(known) if g is None else g) for g in of_use]
         pieces = _Reading(use, layout, pulled, read.examples, point, pairs).pieces()
         if pieces is None:
             apart |= use.roots
@@ -218,7 +218,7 @@ class _Reading:
     ) -> list[Piece] | None:
         if x.ndim < 2:
             return None
-        inputs = self.layout.rows(_wide(x), self.examples)
+        inputs = self.layout.rows(at_least_single(x), self.examples)
         pulled = torch.stack([self.layout.rows(g, self.examples) for g in self.pulled])
         return self._matrix(inputs, pulled, weight, bias, turned)
 
@@ -236,7 +236,7 @@ class _Reading:
             known = [(d, *s) for s, (_, d) in zip(known, _WINDOW, strict=True)]
         stride, padding, dilation = known
         kernel = (1, *shape[2:]) if dims == 1 else tuple(shape[2:])
-        x = _wide(x)[:, :, None] if dims == 1 else _wide(x)
+        x = at_least_single(x)[:, :, None] if dims == 1 else at_least_single(x)
         patches = F.unfold(x, kernel, dilation, padding, stride).transpose(1, 2)
         inputs = patches.reshape(self.examples, -1, patches.shape[-1])
         each = [g.flatten(2).transpose(1, 2) for g in self.pulled]
@@ -320,7 +320,9 @@ class _Reading:
         flat = gradient.flatten(0, 1).to(made.value.dtype)
         pulled = vmap(pull)(flat.reshape(len(flat), *made.value.shape))
         shape = (*gradient.shape[:2], -1)
-        return [Vector(n, _wide(g).reshape(shape)) for n, g in zip(names, pulled, strict=True)]
+        return [
+            Vector(n, at_least_single(g).reshape(shape)) for n, g in zip(names, pulled, strict=True)
+        ]
 
 
 _WINDOW = (("stride", 1), ("padding", 0), ("dilation", 1))
@@ -380,7 +382,7 @@ def _normalised(call: Call, place: int, ones: Tensor) -> Tensor:
         elif index < len(args):
             args[index] = value
     found: Tensor = call.function(*args, **options)
-    return _wide(found)
+    return at_least_single(found)
 
 
 def _pairs(uses: Sequence[Use]) -> dict[str, str]:
@@ -423,10 +425,4 @@ def _each(value: Any, dims: int) -> tuple[int, ...] | None:
 
 
 def _detached(value: Any) -> Any:
-    return _wide(value.detach()) if isinstance(value, Tensor) else value
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Return half precision as single: long sums in it lose too much."""
-    tensor = tensor.detach()
-    return tensor.float() if tensor.element_size() < 4 else tensor
+    return at_least_single(value.detach()) if isinstance(value, Tensor) else value

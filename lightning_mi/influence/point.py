@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import ModelError
 
-__all__ = ["Point", "math_attention", "repeatable_attention", "wide"]
+__all__ = ["Point", "at_least_single", "math_attention", "repeatable_attention", "wide"]
 
 T = TypeVar("T")
 
@@ -196,6 +196,19 @@ def wide(device: torch.device) -> torch.dtype:
         float64, or float32 on Apple's GPUs, which have no other.
     """
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def at_least_single(tensor: Tensor) -> Tensor:
+    """Return a tensor detached, in single precision where it is half: long sums lose too much.
+
+    Args:
+        tensor: Of any floating-point type.
+
+    Returns:
+        The tensor.
+    """
+    tensor = tensor.detach()
+    return tensor.float() if tensor.element_size() < 4 else tensor
 
 
 class _Caller(nn.Module):

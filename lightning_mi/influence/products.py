@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..batch import cut
 from ..errors import ArgumentError
-from .gathered import Gathered, Labels
+from .gathered import Gathered
 from .objective import Objective
+from .outputs import Labels
 from .pieces import Matrix
 from .point import Point, math_attention, wide
 

@@ -14,7 +14,8 @@ from ..errors import ArgumentError
 from ..target import Margin
 from .blocks import Block, dense, grouped, in_parts
 from .factors import structured
-from .gathered import Gathered, Labels
+from .gathered import Gathered
+from .outputs import Labels, slope
 from .pieces import Matrix, Piece
 from .point import wide
 from .products import Curvature
@@ -225,7 +226,7 @@ class TRAK:
         kind = wide(point.device)
         total = torch.zeros(self.dimension, self.dimension, dtype=kind, device=point.device)
         for batch in curvature.batches():
-            pieces = gathered.of(batch, partial(margin, batch=batch))
+            pieces = gathered.of(batch, partial(slope, scalar=partial(margin, batch=batch)))
             features = self._features(gathered, pieces)
             total += (features.T @ features).to(total)
         ridge = curvature.ridge()

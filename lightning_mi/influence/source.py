@@ -16,8 +16,9 @@ from ..measurement import IndexedData
 from .blocks import Block
 from .data import Candidates, as_indexed, chosen, chunks, passes
 from .factors import Eigen, eigen_of
-from .gathered import Chunk, Gathered, Labels
+from .gathered import Chunk, Gathered
 from .objective import Objective, as_objective
+from .outputs import Labels
 from .per_example import gradient_dots
 from .point import Point
 from .products import Curvature
