@@ -286,7 +286,9 @@ def _pieces(batch: Any) -> Iterator[bytes]:
             yield from _pieces(value)
     elif isinstance(batch, Tensor):
         yield f"{tuple(batch.shape)}{batch.dtype}".encode()
-        yield batch.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        # A single number may keep any stride under `contiguous`, and then is no row of bytes.
+        row = batch.detach().cpu().contiguous().as_strided((batch.numel(),), (1,))
+        yield row.view(torch.uint8).numpy().tobytes()
     elif isinstance(batch, np.ndarray) and batch.dtype != object:
         yield f"{batch.shape}{batch.dtype}".encode()
         yield batch.tobytes()

@@ -208,8 +208,10 @@ class Behavior:
     def split(self, share: float = 0.5, seed: int = 0) -> tuple[Behavior, Behavior]:
         """Return two disjoint parts: to find a circuit on one, and to judge it on the other.
 
+        Examples whose clean prompts are the same stay together, unless all of them are one prompt.
+
         Args:
-            share: Share of the examples in the first part.
+            share: Share of the examples in the first part, as near as that allows.
             seed: Seed of the shuffle.
 
         Returns:
@@ -223,8 +225,15 @@ class Behavior:
                 "behavior", expected="at least two examples", got=len(self), do="Make more prompts."
             )
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        first = min(max(1, round(share * len(self))), len(self) - 1)
-        return self.select(order[:first]), self.select(order[first:])
+        wanted = min(max(1, round(share * len(self))), len(self) - 1)
+        prompts = main_input(self.clean).reshape(len(self), -1).cpu()
+        same = torch.unique(prompts, dim=0, return_inverse=True)[1][order]
+        kinds = torch.tensor(list(dict.fromkeys(same.tolist())))
+        if len(kinds) < 2:
+            return self.select(order[:wanted]), self.select(order[wanted:])
+        sizes = same.bincount()[kinds].cumsum(0)[:-1]
+        first = torch.isin(same, kinds[: int((sizes - wanted).abs().argmin()) + 1])
+        return self.select(order[first]), self.select(order[~first])
 
     def to(self, device: torch.device | str) -> Behavior:
         """Return it on a device.

@@ -156,3 +156,4 @@ def test_different_batches_have_different_fingerprints() -> None:
 def test_fingerprints_name_no_address() -> None:
     assert fingerprint([object()]) == fingerprint([object()])
     assert fingerprint(X[:, ::2]) == fingerprint(X[:, ::2].contiguous())
+    assert fingerprint(X[:1, 1]) == fingerprint(X[:1, 1].clone())  # A single number, any stride.

@@ -62,6 +62,24 @@ def test_parts_are_disjoint_and_keep_their_answers() -> None:
     assert torch.equal(second.metric(outputs[place]), behavior.metric(outputs)[place])
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_the_same_prompt_is_never_in_both_parts(share: float) -> None:
+    clean = torch.tensor([[1, 2], [3, 4], [1, 2], [5, 6], [3, 4], [1, 2], [7, 8], [9, 9]])
+    behavior = Behavior(clean, clean.flip(1), answers=torch.arange(8))
+    for seed in range(4):
+        parts = behavior.split(share, seed)
+        one, other = ({tuple(row) for row in part.clean.tolist()} for part in parts)
+        assert one
+        assert other
+        assert not one & other
+        kept = sorted(int(i) for part in parts for i in (part.answers if part else ()))
+        assert kept == [*range(8)]
+        if share == 0.5:
+            assert {len(part) for part in parts} <= {3, 4, 5}
+    one_prompt = Behavior(clean[:1].expand(4, -1), clean[:4])
+    assert [len(part) for part in one_prompt.split()] == [2, 2]
+
+
 @pytest.mark.parametrize("metric", ["probability", "log_probability", "loss", "rank"])
 def test_metrics_by_name(metric: str) -> None:
     behavior = IndirectObject(characters, pairs=2, metric=metric).behavior()

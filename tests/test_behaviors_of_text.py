@@ -245,6 +245,11 @@ def PAIRS_OF_WORDS(text: str) -> list[int]:
     return [int(word[1:]) for word in text.split()]
 
 
+def test_text_and_tokenizer_in_the_wrong_order_are_told_apart() -> None:
+    with pytest.raises(mi.ArgumentError, match="The text comes first"):
+        RepeatedText(lambda text: list(text.encode()), "some text", length=4).behavior()
+
+
 def test_text_without_enough_passages_is_refused() -> None:
     with pytest.raises(mi.ArgumentError, match="text: expected 3 passages of 4 tokens"):
         RepeatedText(torch.zeros(40, dtype=torch.long), length=4, passages=3).behavior()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -114,6 +116,13 @@ class RepeatedText:
 
     def _stream(self) -> Tensor:
         ids = encoder(self.tokenizer)(self.text) if isinstance(self.text, str) else self.text
+        if not isinstance(ids, Tensor | Sequence | np.ndarray):
+            raise ArgumentError.of(
+                "text",
+                expected="a text, or its token ids",
+                got=type(ids).__name__,
+                do="The text comes first, then the tokenizer.",
+            )
         stream = torch.as_tensor(ids).long()
         if stream.ndim != 1 or len(stream) < 2 * self.length:
             raise ArgumentError.of(
