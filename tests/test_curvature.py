@@ -32,7 +32,7 @@ from lightning_mi.influence import (
 )
 from lightning_mi.influence.blocks import dense_all
 from lightning_mi.influence.dense import gauss_newton
-from lightning_mi.influence.factors import eigen_of
+from lightning_mi.influence.factors import Eigens, eigen_of
 from lightning_mi.influence.gathered import Gathered
 from lightning_mi.influence.outputs import curvature_columns, slope, slope_of_loss
 from lightning_mi.influence.pieces import Matrix, Vector
@@ -257,6 +257,18 @@ def test_eigenvalues_equal_those_of_whole_gradients(kind: str) -> None:
             whole = (vectors * values.clamp(min=0).sqrt()).T @ rows  # [column, P]
             total += own.turned(block.take(whole)).square().sum(0) / 5
         assert torch.allclose(own.values, total, rtol=1e-7, atol=1e-12), block.name
+
+
+@pytest.mark.parametrize("kind", ["mlp", "images", "signals", "tied", "untied"])
+def test_right_hand_sides_in_factors_are_those_in_full(kind: str) -> None:
+    found, *_ = gathered(kind)
+    eigen = eigen_of(found)
+    inverse = Eigens(found.blocks, eigen, dict.fromkeys(eigen, 0.01), found.used, found.kind)
+    pieces = next(iter(found)).losses
+    right = dense_all(found.blocks, pieces, 5, found.point.size)
+    solution, norms = inverse.of(pieces, 5)
+    assert torch.allclose(solution.vectors, inverse(right).vectors, rtol=1e-8, atol=1e-10)
+    assert torch.allclose(norms, right.norm(dim=1))
 
 
 def kronfluence() -> tuple[nn.Module, TensorDataset, TensorDataset, Any]:

@@ -314,7 +314,9 @@ def add_dots(
             total += _dots_by_id(piece, weights)
         elif isinstance(piece, Matrix) and len(weights) == 1:
             total += _dot_of_one(piece, weights[0])
-        elif sums is None or isinstance(piece, Vector) or _single(piece):
+        elif isinstance(piece, Matrix) and _single(piece):
+            _add_outer(total, piece, weights)
+        elif sums is None or isinstance(piece, Vector):
             _add_in_parts(total, block, piece, weights)
         else:  # The gradients in full are there: their sum is one pass over them.
             _add_in_parts(total, block, piece, weights, sums)
@@ -327,12 +329,33 @@ def _add_in_parts(
     total: Tensor, block: Block, piece: Piece, weights: Tensor, sums: Tensor | None = None
 ) -> None:
     flat, start = weights.flatten(1).T, 0
-    for part in in_parts(block, [piece], max(ENTRIES // 2, min(MANY * block.size, MOST))):
+    for part in in_parts(block, [piece], _entries(block.size)):
         rows = dense(block, part)[0].flatten(1)
         total[start : start + len(rows)].addmm_(rows, flat)
         start += len(rows)
         if sums is not None:
             sums += rows.sum(0).reshape(sums.shape)
+
+
+def _add_outer(total: Tensor, piece: Matrix, weights: Tensor) -> None:
+    """Add the products where a gradient is left ⊗ right, in parts that a cache holds.
+
+    All parts use the same memory: to touch fresh memory takes longer than to fill it.
+    """
+    left, right = piece.left.rows[0, :, 0], piece.right.rows[0, :, 0]
+    flat, size = weights.flatten(1).T, weights[0].numel()
+    step = min(max(1, _entries(size) // size), len(left))
+    memory = left.new_empty(step, *weights.shape[1:])
+    for start in range(0, len(left), step):
+        some = slice(start, min(start + step, len(left)))
+        whole = memory[: some.stop - start]
+        torch.mul(left[some, :, None], right[some, None], out=whole)
+        total[some].addmm_(whole.flatten(1), flat)
+
+
+def _entries(size: int) -> int:
+    """Return how many entries of gradients of this size exist at once."""
+    return max(ENTRIES // 2, min(MANY * size, MOST))
 
 
 def _single(piece: Matrix) -> bool:

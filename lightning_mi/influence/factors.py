@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ ROWS_FOR_EACH = 32
 """Rows for each number of a side that its eigenbasis is taken from, out of a random draw."""
 
 TURNED = 2**17
-"""Entries of right-hand sides that are turned at once; so many stay in a processor's cache."""
+"""Numbers that are turned into an eigenbasis at once; so many stay in a processor's cache."""
 
 LONGEST_VECTOR = 1024
 """Most numbers of another parameter whose covariance is taken whole."""
@@ -293,13 +293,43 @@ class Eigens:
 
     def __call__(self, right: Tensor) -> Solution:
         """Return the solution for each right-hand side ``[query, P]``."""
-        found = torch.zeros_like(right)
+        found = torch.empty_like(right)  # Every parameter is in a block.
         for block in self.blocks:
             own, damping = self.eigen[block.name], self.dampings[block.name]
             step = max(1, TURNED // block.size)
             for some, into in zip(torch.split(right, step), torch.split(found, step), strict=True):
                 turned = own.turned(block.take(some, self.kind))
                 block.put(into, own.back(own.divided(turned, damping)))
+        return self._solution(found)
+
+    def of(self, pieces: Iterable[Piece], count: int) -> tuple[Solution, Tensor]:
+        """Return the solution for right-hand sides that are gradients in factors.
+
+        The factors are turned rather than their products, and these exist for a few at a time.
+
+        Args:
+            pieces: Gradients, one cotangent; what has none of them counts as zero.
+            count: How many right-hand sides.
+
+        Returns:
+            The solution, in the gradients' precision, and the norms of the right-hand sides.
+        """
+        size, device = sum(b.size for b in self.blocks), self.blocks[0].index.device
+        found = torch.zeros(count, size, dtype=self.kind, device=device)
+        squares = torch.zeros(count, dtype=wide(device), device=device)
+        by_name = grouped(pieces)
+        for block in self.blocks:
+            own, damping = self.eigen[block.name], self.dampings[block.name]
+            start = 0
+            for some in in_parts(block, by_name.get(block.name, []), TURNED):
+                turned = _in_basis(block, some, own)
+                where = slice(start, start + len(turned))
+                squares[where] += turned.flatten(1).square().sum(1)
+                block.put(found[where], own.back(own.divided(turned, damping)))
+                start += len(turned)
+        return self._solution(found), squares.sqrt()
+
+    def _solution(self, found: Tensor) -> Solution:
         details = {"labels": self.labels, **self.known}
         if len(set(self.dampings.values())) > 1:
             details["damping_by_block"] = str(self.dampings)
@@ -477,20 +507,40 @@ def _everywhere(count: int, device: torch.device) -> int:
     return int(total)
 
 
+def _in_basis(block: Block, pieces: Sequence[Piece], eigen: Eigen) -> Tensor:
+    """Return gradients in full ``[example, *shape]`` in the eigenbasis, by the shorter way."""
+    matrices = [p for p in pieces if isinstance(p, Matrix)]
+    if len(block.shape) == 2 and len(matrices) == len(pieces):
+        left, right = block.shape
+        rows = sum(p.pulled.rows.shape[2] for p in matrices)
+        if rows * (left * left + right * right) < left * right * (left + right):
+            return dense(block, [_turned(p, eigen) for p in matrices])[0]
+    return eigen.turned(dense(block, pieces)[0])
+
+
 def _squares(block: Block, pieces: Sequence[Piece], eigen: Eigen) -> Tensor:
     """Return Σ (Q_Lᵀ gradient Q_R)² over cotangents and examples."""
-    turned = [_turned(p, eigen) for p in pieces if isinstance(p, Matrix)]
-    if len(turned) == 1:
-        (one,) = turned
-        if one.inputs.is_ids:
-            return _squares_by_id(one, block)
-        if one.left.rows.shape[2] == 1:
-            left, right = (f.rows[:, :, 0].square().sum(0) for f in (one.left, one.right))
-            return (left.T @ right).to(eigen.values.dtype)
-    total = torch.zeros_like(eigen.values)
+    matrices = [p for p in pieces if isinstance(p, Matrix)]
+    if len(matrices) == 1 and matrices[0].inputs.is_ids:
+        return _squares_by_id(_turned(matrices[0], eigen), block)
+    if len(matrices) == 1 and matrices[0].pulled.rows.shape[2] == 1:
+        return _squares_of_rows(matrices[0], eigen)
+    total, turned = torch.zeros_like(eigen.values), [_turned(p, eigen) for p in matrices]
     for part in in_parts(block, turned):
         whole = dense(block, part)
         total += whole.flatten(0, 1).square_().sum(0).to(total.dtype)
+    return total
+
+
+def _squares_of_rows(piece: Matrix, eigen: Eigen) -> Tensor:
+    """Return the squares where a gradient is one row's: those of its factors, multiplied."""
+    total = torch.zeros_like(eigen.values)
+    cotangents, examples, _, size = piece.pulled.rows.shape
+    step = max(1, TURNED // (cotangents * size))
+    for start in range(0, examples, step):
+        one = _turned(piece.examples(slice(start, start + step)), eigen)
+        left, right = (f.rows[:, :, 0].square().sum(0) for f in (one.left, one.right))
+        total += left.T @ right
     return total
 
 
@@ -505,7 +555,9 @@ def _rotated(factor: Factor, basis: Tensor | None) -> Factor:
         return factor
     if factor.is_ids:
         return replace(factor, rows=basis[factor.rows])
-    return replace(factor, rows=factor.rows @ basis.to(factor.rows.dtype))
+    rows = factor.rows  # As one product: what is cut from a batch would be many small ones.
+    turned = rows.reshape(-1, rows.shape[-1]) @ basis.to(rows.dtype)
+    return replace(factor, rows=turned.reshape(rows.shape))
 
 
 def _squares_by_id(piece: Matrix, block: Block) -> Tensor:

@@ -213,7 +213,7 @@ class Gathered:
         self, vectors: Tensor, chunks: Iterable[tuple[list[Piece], int]]
     ) -> tuple[Tensor, Tensor]:
         rows: list[Tensor] = []
-        total = torch.zeros_like(vectors[:1])
+        total = vectors.new_zeros(1, self.point.size, dtype=wide(vectors.device))
         parts: dict[str, Tensor] = {}
         sums: dict[str, Tensor] = {}
         for pieces, examples in chunks:
@@ -228,7 +228,7 @@ class Gathered:
         for block in self.blocks:
             block.put(total, sums[block.name])
         dots = torch.cat(rows) if len(rows) > 1 else rows[0]
-        return dots.to(vectors.dtype), total[0]
+        return dots.to(total.dtype), total[0]
 
     def own(self, batch: Any) -> list[Piece]:
         """Return the gradients of the losses of a batch alone."""

@@ -57,6 +57,11 @@ class Queries:
         return sum(examples for _, examples in self.parts)
 
     @cached_property
+    def pieces(self) -> list[Piece]:
+        """The gradients of all queries."""
+        return _joined([pieces for pieces, _ in self.parts])
+
+    @cached_property
     def whole(self) -> Tensor:
         """The gradients in full, ``[query, P]``, in double precision."""
         size = self.point.size
@@ -73,7 +78,7 @@ class Queries:
             Shape ``[example, query]``, in double precision; None where the examples' gradients
             cannot be read in factors.
         """
-        joined = grouped(_joined([pieces for pieces, _ in self.parts]))
+        joined = grouped(self.pieces)
         asked = {
             b.name: _Asked(b, joined[b.name], self._of_block(scale, b))
             for b in self._blocks

@@ -38,7 +38,8 @@ class GradientDots:
     """
 
     def __init__(self, point: Point, losses: LossFunction, directions: Tensor) -> None:
-        self.point, self.losses, self.directions = point, losses, directions
+        self.point, self.losses = point, losses
+        self.directions = directions.to(wide(point.device))
         self.reader = Reader(point, losses)
         parts = dict(zip(point.parameters, point.shaped(directions), strict=True))
         self._by_name = [{n: t[d] for n, t in parts.items()} for d in range(len(directions))]

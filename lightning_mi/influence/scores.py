@@ -16,7 +16,9 @@ from ..measurement import IndexedData
 from ..target import Loss
 from .choosing import as_solver, damping_of
 from .data import as_indexed, chosen, chunks, passes
+from .factors import Eigens
 from .objective import Objective, as_objective
+from .paired import queries_in_factors
 from .per_example import gradient_dots, mean_gradient
 from .point import Point, wide
 from .products import Curvature, CurvatureKind
@@ -29,7 +31,7 @@ from .queries import (
     required_data,
 )
 from .result import InfluenceScores, TokenShares, extremes
-from .solvers import APPROXIMATE, CONVERGED, Solution, Solver, prepared
+from .solvers import APPROXIMATE, CONVERGED, Inverse, Solution, Solver, prepared
 from .tokens import token_shares
 
 __all__ = ["influence_scores"]
@@ -186,11 +188,9 @@ class Job:
         curvature = self.curvature_at(point, sample)
         solver = as_solver(self.solver)
         inverse = prepared(solver, curvature)
-        asked = question_gradients(point, self.objective, self.query, self.queries, self.batch_size)
-        gradients = asked.gradients
-        solution = inverse(gradients)
+        solution, norms, facts = self._solved(point, inverse)
         scale = 1 / len(self.train)
-        constants = (solution.vectors @ own) * scale
+        constants = (solution.vectors @ own.to(solution.vectors)).to(own) * scale
         dots, mean = self._dots(point, curvature, indices, sample, solution.vectors)
         values = dots.mul_(scale).T.add_(constants[:, None])
         return InfluenceScores(
@@ -211,14 +211,23 @@ class Job:
             solution.residual.cpu(),
             solution.stopped,
             float((mean + own).norm()),
-            float(gradients.norm(dim=1).mean()),
+            float(norms.mean()),
             *damping_of(solver, self.damping),
             details={
                 **self._details(len(sample), solution),
-                **asked.known,
+                **facts,
             },
             orientation=orientation_of(self.query),
         )
+
+    def _solved(self, point: Point, inverse: Inverse) -> tuple[Solution, Tensor, dict[str, Any]]:
+        """Return the solution, the norms of the queries' gradients, and facts about the queries."""
+        question = (point, self.objective, self.query, self.queries, self.batch_size)
+        queries = queries_in_factors(*question) if isinstance(inverse, Eigens) else None
+        if queries is not None and isinstance(inverse, Eigens):
+            return *inverse.of(queries.pieces, queries.count), {}
+        asked = question_gradients(*question)
+        return inverse(asked.gradients), asked.gradients.norm(dim=1), asked.known
 
     def _dots(
         self,
