@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -214,11 +216,18 @@ def _same_attributes(modules: list[nn.Module]) -> Iterator[None]:
         yield
     finally:
         for attributes, before in kept:
+            if _is_same(attributes, before):
+                continue
             for name in attributes.keys() - before.keys():
                 del attributes[name]
             for name, value in before.items():
                 if name not in attributes or attributes[name] is not value:
                     attributes[name] = value
+
+
+def _is_same(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Say whether two dictionaries hold the very same objects in the same order."""
+    return list(now) == list(before) and all(map(operator.is_, now.values(), before.values()))
 
 
 @contextmanager
@@ -248,7 +257,8 @@ def _version(tensor: Tensor) -> int | None:
 @contextmanager
 def _generators(homes: set[torch.device]) -> Iterator[None]:
     # By hand: torch.random.fork_rng takes five times as long for the CPU alone.
-    python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python, cpu = random.getstate(), torch.get_rng_state()
+    legacy = np.random.get_state(legacy=False)  # The other form takes twice as long.
     devices = sorted({home.index or 0 for home in homes if home.type == "cuda"})
     states = [torch.cuda.get_rng_state(device) for device in devices]
     try:

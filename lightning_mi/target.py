@@ -398,11 +398,12 @@ def _indices(token: int | Tensor, logits: Tensor, argument: str) -> Tensor:
             got=f"{str(tokens.dtype)[6:]} of shape {tuple(tokens.shape)}",
             do="Pass an int or a tensor as long as the batch.",
         )
-    if bool((tokens < 0).any()) or bool((tokens >= classes).any()):
+    lowest, highest = (int(end) for end in tokens.aminmax())
+    if lowest < 0 or highest >= classes:
         raise ArgumentError.of(
             argument,
             expected=f"an index from 0 to {classes - 1}",
-            got=tokens.tolist() if tokens.numel() < 9 else f"values up to {int(tokens.max())}",
+            got=tokens.tolist() if tokens.numel() < 9 else f"values up to {highest}",
             do="Choose one of the model's outputs.",
         )
     return tokens.long()
