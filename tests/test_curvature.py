@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -266,9 +267,15 @@ def test_right_hand_sides_in_factors_are_those_in_full(kind: str) -> None:
     inverse = Eigens(found.blocks, eigen, dict.fromkeys(eigen, 0.01), found.used, found.kind)
     pieces = next(iter(found)).losses
     right = dense_all(found.blocks, pieces, 5, found.point.size)
-    solution, norms = inverse.of(pieces, 5)
+    solution, norms = inverse.of(pieces, 5, right.shape[1])
     assert torch.allclose(solution.vectors, inverse(right).vectors, rtol=1e-8, atol=1e-10)
     assert torch.allclose(norms, right.norm(dim=1))
+    part = replace(inverse, blocks=found.blocks[:1])  # As factors of a run that left a layer out.
+    beside = torch.ones(right.shape[1], dtype=torch.bool)
+    beside[found.blocks[0].index] = False
+    del solution  # Memory that holds no zeros.
+    for vectors in (part(right).vectors, part.of(pieces, 5, right.shape[1])[0].vectors):
+        assert bool((vectors[:, beside] == 0).all())
 
 
 def kronfluence() -> tuple[nn.Module, TensorDataset, TensorDataset, Any]:

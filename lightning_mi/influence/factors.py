@@ -293,7 +293,7 @@ class Eigens:
 
     def __call__(self, right: Tensor) -> Solution:
         """Return the solution for each right-hand side ``[query, P]``."""
-        found = torch.empty_like(right)  # Every parameter is in a block.
+        found = torch.zeros_like(right)  # Blocks of a run need not cover all parameters.
         for block in self.blocks:
             own, damping = self.eigen[block.name], self.dampings[block.name]
             step = max(1, TURNED // block.size)
@@ -302,7 +302,7 @@ class Eigens:
                 block.put(into, own.back(own.divided(turned, damping)))
         return self._solution(found)
 
-    def of(self, pieces: Iterable[Piece], count: int) -> tuple[Solution, Tensor]:
+    def of(self, pieces: Iterable[Piece], count: int, size: int) -> tuple[Solution, Tensor]:
         """Return the solution for right-hand sides that are gradients in factors.
 
         The factors are turned rather than their products, and these exist for a few at a time.
@@ -310,11 +310,12 @@ class Eigens:
         Args:
             pieces: Gradients, one cotangent; what has none of them counts as zero.
             count: How many right-hand sides.
+            size: P.
 
         Returns:
             The solution, in the gradients' precision, and the norms of the right-hand sides.
         """
-        size, device = sum(b.size for b in self.blocks), self.blocks[0].index.device
+        device = self.blocks[0].index.device
         found = torch.zeros(count, size, dtype=self.kind, device=device)
         squares = torch.zeros(count, dtype=wide(device), device=device)
         by_name = grouped(pieces)

@@ -225,7 +225,7 @@ class Job:
         question = (point, self.objective, self.query, self.queries, self.batch_size)
         queries = queries_in_factors(*question) if isinstance(inverse, Eigens) else None
         if queries is not None and isinstance(inverse, Eigens):
-            return *inverse.of(queries.pieces, queries.count), {}
+            return *inverse.of(queries.pieces, queries.count, point.size), {}
         asked = question_gradients(*question)
         return inverse(asked.gradients), asked.gradients.norm(dim=1), asked.known
 
