@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -61,6 +62,7 @@ class Influence:
         add("--regularizer", metavar="REF", help="R(model) of the training objective")
         add("--tokenizer", metavar="REF", help="decodes token ids")
         add("--top", type=int, default=5, help="proponents and opponents that are shown (5)")
+        add("--name", default="influence_function", help="of the records; one for each question")
         add("--report", action="store_true", help="write the HTML report afterwards")
 
     def run(self, given: argparse.Namespace) -> None:
@@ -70,12 +72,14 @@ class Influence:
             given: The arguments.
         """
         from . import sweep
+        from .checkpoints import step_of
         from .influence import InfluenceFunction
         from .runs import Run
 
         run = Run.open(given.run)
         batch, count = _asked(given.queries, run)
         measurement = InfluenceFunction(
+            name=given.name,
             solver=given.solver,
             curvature=given.curvature,
             damping=given.damping,
@@ -97,26 +101,26 @@ class Influence:
             decode=_decoder(given.tokenizer),
         )
         swept = run.records(measurement.name, source="sweep")
-        sys.stdout.write("\n".join([*told(swept), ""]))
+        sys.stdout.write("\n".join([*told(swept, max(map(step_of, files))), ""]))
         if given.report:
             from .report import write_report
 
             sys.stdout.write(f"{write_report(run)}\n")
 
 
-def told(records: Sequence[Record]) -> list[str]:
-    """Return what the last checkpoint's scores say, as lines of text.
+def told(records: Sequence[Record], step: int) -> list[str]:
+    """Return what a checkpoint's scores say, as lines of text.
 
     Args:
         records: Records of one measurement.
+        step: Of the checkpoint; the run may hold later ones, scored before.
 
     Returns:
         The top examples of the first query, and what speaks against relying on them.
     """
-    if not records:
-        return ["Nothing was scored."]
-    step = records[-1].step
     last = {r.what: r.panel for r in records if r.step == step}
+    if "scores" not in last:
+        return ["Nothing was scored."]
     facts = last["scores"].convention
     lines = [f"step {step}: {facts['query']}", f"  {facts['orientation']}"]
     for side in ("proponents", "opponents"):
@@ -125,8 +129,12 @@ def told(records: Sequence[Record]) -> list[str]:
             continue
         lines.append(f"  {side}")
         words = panel.convention.get("texts") or panel.convention["descriptions"]
-        rows = zip(panel.coords["train_example"], panel.values.tolist(), words, strict=True)
-        lines += [f"    {score:+.3g}  train[{i:,}]  {text[:70]!r}" for i, score, text in rows]
+        copies = panel.convention.get("copies") or [[]] * len(words)
+        rows = zip(panel.coords["train_example"], panel.values.tolist(), words, copies, strict=True)
+        lines += [
+            f"    {score:+.3g}  train[{i:,}]  {text[:70]!r}" + (f" and {len(c)} equal" if c else "")
+            for i, score, text, c in rows
+        ]
     norm = last.get("gradient_norm")
     if norm is not None:
         lines.append(
@@ -210,7 +218,7 @@ def referred(reference: str | None, option: str, *, call: bool = True) -> Any:
     Args:
         reference: ``file.py:name`` or ``package.module:name``; None gives None.
         option: Whose it is, for messages.
-        call: Whether to call what is found, if it is a function or a class.
+        call: Whether to call what is found, if it is a function or a class that takes nothing.
 
     Returns:
         The object, or what calling it returns.
@@ -230,7 +238,15 @@ def referred(reference: str | None, option: str, *, call: bool = True) -> Any:
             option, expected=REFERENCE, got=f"{reference!r} ({error})", do="Check the name."
         ) from error
     made = isinstance(found, type) or (callable(found) and hasattr(found, "__code__"))
-    return found() if call and made else found
+    return found() if call and made and _takes_nothing(found) else found
+
+
+def _takes_nothing(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _imported(where: str) -> Any:
@@ -314,9 +330,9 @@ def checkpoints_of(given: Sequence[Path] | None, run: Path, *, every: bool) -> l
             got=f"none beside {str(run)!r}",
             do="ScheduledCheckpoint saves them during training.",
         )
-    if every:
-        return found
-    return [max(found, key=step_of)]
+    # What was saved by two callbacks at one step is scored once.
+    each = {step_of(path): path for path in found}
+    return [each[step] for step in sorted(each)] if every else [each[max(each)]]
 
 
 def find_or_none(folder: Path) -> list[Path]:

@@ -126,6 +126,55 @@ def test_a_measurement_of_ones_own(folder: Path, capsys: Any) -> None:
     assert scores.panel.size == {"query": 1, "train_example": 4}
 
 
+def test_what_was_scored_before_is_not_told(folder: Path, capsys: Any) -> None:
+    assert call(folder) == 0  # step 10
+    capsys.readouterr()
+    assert call(folder, "--query", "margin", "--checkpoints", "checkpoints/step=4.ckpt") == 0
+    assert "step 4: Margin" in capsys.readouterr().out
+    assert call(folder, "--all", "--name", "of_margin", "--query", "margin") == 0
+    run = Run.open(folder / "mi")
+    (loss,) = [r for r in run.records("influence_function/scores") if r.step == 10]
+    assert loss.panel.convention["query"] == "Loss()"
+    (mixed,) = run.records("influence_function/rank_correlation")
+    assert mixed.panel.nonfinite
+    assert "differ in" in mixed.panel.convention["reason"]
+    assert all(not r.panel.nonfinite for r in run.records("of_margin/rank_correlation"))
+
+
+TEXTS = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+def train():
+    return TensorDataset(torch.tensor([[1, 2, 3], [3, 2, 1], [1, 2, 3], [0, 0, 1]]))
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4))
+
+def letters(ids):
+    return "".join("abcd"[i] for i in ids)
+
+def bpe(size):
+    return size
+"""
+
+
+def test_a_function_decodes_and_equal_texts_are_told_once(folder: Path, capsys: Any) -> None:
+    (folder / "texts.py").write_text(TEXTS)
+    model = referred("texts.py:model", "--model")
+    torch.save({"state_dict": model.state_dict(), "global_step": 3}, folder / "texts.ckpt")
+    run = Run.create(folder / "texts", {})
+    (run.path / "records.jsonl").touch()
+    given = ["--model", "texts.py:model", "--train", "texts.py:train", "--queries"]
+    given += ["texts.py:train", "--checkpoints", "texts.ckpt", "--tokenizer", "texts.py:letters"]
+    assert main(["influence", str(run.path), *given]) == 0
+    assert "'bcd' and 1 equal" in capsys.readouterr().out
+    assert main(["influence", str(run.path), *given, "--model", "texts.py:bpe"]) == 2
+    assert "--model: expected an nn.Module" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -162,6 +211,11 @@ def test_queries_by_name() -> None:
 def test_checkpoints_beside_a_run(folder: Path, tmp_path: Path) -> None:
     found = checkpoints_of(None, folder / "mi", every=True)
     assert [p.name for p in found] == ["step=2.ckpt", "step=4.ckpt", "step=10.ckpt"]
+    (folder / "scheduled_checkpoints").mkdir()
+    again = folder / "scheduled_checkpoints" / "again.ckpt"
+    again.write_bytes((folder / "checkpoints" / "step=4.ckpt").read_bytes())
+    once = checkpoints_of(None, folder / "mi", every=True)
+    assert [p.name for p in once] == ["step=2.ckpt", "again.ckpt", "step=10.ckpt"]
     (last,) = checkpoints_of([folder / "checkpoints"], folder / "mi", every=False)
     assert last.name == "step=10.ckpt"
     with pytest.raises(ArgumentError, match="none beside"):

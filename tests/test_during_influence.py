@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import warnings
 from contextlib import ExitStack
@@ -40,6 +41,7 @@ from lightning_mi.influence import (
     TrainingFactors,
     TrainingInfluence,
     influence_scores,
+    ranking_change,
     step_rates,
     tracin,
 )
@@ -274,6 +276,31 @@ def test_how_the_ranking_changes() -> None:
         "no two training examples" in found["influence/rank_correlation", 12].convention["reason"]
     )
     assert not any(step == 0 for _, step in found)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "reason"),
+    [
+        ({"damping": 0.1}, {"damping": 0.2}, "differ in damping"),
+        ({"query": "Loss()"}, {"query": "Margin()"}, "differ in query"),
+        ({"rows": ["a"]}, {"rows": ["b"]}, "differ in rows"),
+        ({}, {}, None),
+    ],
+)
+def test_only_scores_of_one_kind_are_compared(before: Any, now: Any, reason: str | None) -> None:
+    old, new = record(0, [3.0, 2.0, 1.0], [0, 1, 2]), record(5, [3.0, 2.0, 1.0], [0, 1, 2])
+    first = old.replace(panel=dataclasses.replace(old.panel, convention=before))
+    second = new.replace(panel=dataclasses.replace(new.panel, convention=now))
+    for found in ranking_change(first, second):
+        assert (found.panel.nonfinite == 1) is (reason is not None)
+        assert (reason or "") in found.panel.convention.get("reason", "")
+
+
+def test_other_numbers_of_queries_are_not_compared() -> None:
+    new = record(5, [3.0, 2.0], [0, 1])
+    two = dataclasses.replace(new.panel, values=new.panel.values.repeat(2, 1))
+    found, _ = ranking_change(record(0, [3.0, 2.0], [0, 1]), new.replace(panel=two))
+    assert "different numbers of queries" in found.panel.convention["reason"]
 
 
 # ------------------------------------------------------------------ in a Trainer

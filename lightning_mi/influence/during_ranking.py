@@ -18,6 +18,9 @@ from .result import columns_of
 
 __all__ = ["RankingChange", "ranking_change"]
 
+SAME = ("orientation", "query", "rows", "solver", "curvature", "damping")
+"""Parts of the convention that both steps share, or their scores are no two of one kind."""
+
 CORRELATION, OVERLAP = "rank_correlation", "top_overlap"
 
 
@@ -27,8 +30,8 @@ class RankingChange:
 
     Records ``<name>/rank_correlation`` (Spearman over the examples that both steps scored, −1 to 1)
     and ``<name>/top_overlap`` (Jaccard index of the k highest scores, 0 to 1; what chance gives is
-    in the convention), each by query. Scores on one scale (one damping) are compared; ranks would
-    not know the difference, and sizes would.
+    in the convention), each by query. Steps at which something else was asked, or with another
+    solver or damping, are not compared: NaN, with the reason.
 
     Args:
         name: Name of the measurement whose ``scores`` are compared.
@@ -77,8 +80,8 @@ def ranking_change(before: Record | None, now: Record, k: int = 10) -> list[Reco
         return []
     old, new = _common(before.panel, now.panel)
     top = max(1, min(k, old.shape[1] // 2))
-    defined = old.shape[1] > 1 and old.shape[0] == new.shape[0]
-    if defined:
+    reason = _incomparable(before.panel, now.panel, old.shape[1])
+    if reason is None:
         correlation = drift(old, new, top).spearman
         overlap = torch.tensor([_jaccard(a, b, top) for a, b in zip(old, new, strict=True)])
     else:
@@ -88,8 +91,8 @@ def ranking_change(before: Record | None, now: Record, k: int = 10) -> list[Reco
         "at_step": before.step,
         "examples": old.shape[1],
     }
-    if not defined:
-        about["reason"] = "the two steps have no two training examples in common"
+    if reason is not None:
+        about["reason"] = reason
     chance = top / (2 * max(old.shape[1], top) - top)
     panels = {
         CORRELATION: Panel(correlation, ("query",), {}, "1", {**about, "null": 0.0}),
@@ -97,6 +100,17 @@ def ranking_change(before: Record | None, now: Record, k: int = 10) -> list[Reco
     }
     stem = now.name.rsplit("/", 1)[0]
     return [now.replace(name=f"{stem}/{what}", panel=panel) for what, panel in panels.items()]
+
+
+def _incomparable(before: Panel, now: Panel, common: int) -> str | None:
+    """Return why two steps cannot be compared; None where they can."""
+    a, b = before.convention, now.convention
+    differs = [key for key in SAME if a.get(key) != b.get(key)]
+    if differs:
+        return f"the two steps differ in {', '.join(differs)}"
+    if before.size["query"] != now.size["query"]:
+        return "the two steps have scores of different numbers of queries"
+    return None if common > 1 else "the two steps have no two training examples in common"
 
 
 def _common(before: Panel, now: Panel) -> tuple[Tensor, Tensor]:
