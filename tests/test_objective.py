@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from importlib.util import find_spec
 from typing import Any
 
@@ -139,6 +140,26 @@ def test_a_module_without_a_loss_is_said(kind: str) -> None:
         Objective.of(module(kind=kind), batch())
     with pytest.raises(ModelError, match="without one"):
         Objective.of(nn.Linear(4, 3), batch())
+
+
+def test_a_step_that_asks_the_trainer_is_said() -> None:
+    model = module()
+    step = type(model).training_step
+
+    def asking(self: Any, batch: Any, index: int) -> Any:
+        assert self.optimizers() is not None
+        return step(self, batch, index)
+
+    type(model).training_step = asking
+    with pytest.raises(ModelError, match=r"without a Trainer, got RuntimeError.*Say what was"):
+        Objective.of(model, batch())
+
+
+def test_a_module_that_cannot_be_copied_is_said() -> None:
+    model = module()
+    model.lock = threading.Lock()
+    with pytest.raises(ModelError, match=r"deepcopy copies, got TypeError.*Say what was"):
+        Objective.of(model, batch())
 
 
 def test_the_decay_of_an_optimizer() -> None:

@@ -78,12 +78,18 @@ def _ours(
 
 def _theirs(module: nn.Module, batch: Any) -> float:
     with untouched(module) as plain:
-        moved = copy.deepcopy(plain)  # It knows no Trainer.
+        try:
+            moved = copy.deepcopy(plain)  # It knows no Trainer.
+        except Exception as error:
+            raise _not_run("module: expected one that copy.deepcopy copies", error) from error
     with untouched(moved) as plain, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # self.log() says that nobody listens.
         step: Any = plain.training_step
         takes = len(inspect.signature(step).parameters)
-        value = step(*(batch, 0, 0)[:takes])
+        try:
+            value = step(*(batch, 0, 0)[:takes])
+        except Exception as error:
+            raise _not_run("training_step: expected to run without a Trainer", error) from error
     loss = value.get("loss") if isinstance(value, Mapping) else value
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         got = type(value).__name__ if loss is value else "a mapping without a loss"
@@ -92,6 +98,12 @@ def _theirs(module: nn.Module, batch: Any) -> float:
             "Say what was minimised: Objective(Classification())."
         )
     return float(loss.detach())
+
+
+def _not_run(expected: str, error: Exception) -> ModelError:
+    got = f"{type(error).__name__}: {str(error)[:200]}".rstrip(".")
+    do = "Say what was minimised: Objective(Classification())."
+    return ModelError(f"{expected}, got {got}. {do}")
 
 
 def _differs(task: Task, ours: float, theirs: float, each: Tensor) -> ArgumentError:
