@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +20,7 @@ __all__ = [
     "dense",
     "dense_all",
     "dot",
+    "dot_of_one",
     "grouped",
     "in_parts",
     "summed",
@@ -41,46 +43,49 @@ class Block:
     Args:
         name: Name of the weight or parameter.
         shape: ``(left, right)`` with the bias as a last row or column, or ``(number,)``.
-        index: Place of every entry in the vector of all parameters, in this shape.
+        start: Where its entries begin in the vector of all parameters.
+        device: Where the model is.
         bias: Name of the bias, or None.
+        bias_start: Where those of the bias begin.
+        turned: Whether the bias is a last row, as where weights are ``[in, out]``.
     """
 
     name: str
     shape: tuple[int, ...]
-    index: Tensor
+    start: int
+    device: torch.device
     bias: str | None = None
+    bias_start: int = 0
+    turned: bool = False
 
     @property
     def size(self) -> int:
         """Number of parameters."""
-        return self.index.numel()
+        return math.prod(self.shape)
 
     @cached_property
-    def stretches(self) -> tuple[slice, slice | None, int] | None:
-        """Where weight and bias lie in the vector, and the dimension that the bias extends.
+    def index(self) -> Tensor:
+        """Place of every entry in the vector of all parameters, in this shape."""
+        weight, last, dim = self.stretches
+        own = torch.arange(weight.start, weight.stop, device=self.device)
+        if last is None:
+            return own.reshape(self.shape)
+        bias = torch.arange(last.start, last.stop, device=self.device)
+        shape = [-1, len(bias)] if self.turned else [len(bias), -1]
+        return torch.cat([own.reshape(shape), bias.unsqueeze(dim - 1)], dim - 1)
 
-        None where an entry is out of order, so that each has to be looked up.
-        """
-        dim = next((d for d in range(len(self.shape)) if self._extends(d)), 0)
+    @cached_property
+    def stretches(self) -> tuple[slice, slice | None, int]:
+        """Where weight and bias lie in the vector, and the dimension of `take` it extends."""
         if self.bias is None:
-            whole = _stretch(self.index)
-            return None if whole is None else (whole, None, 0)
-        count = self.shape[dim] - 1
-        weight = _stretch(self.index.narrow(dim, 0, count))
-        last = _stretch(self.index.narrow(dim, count, 1))
-        return None if weight is None or last is None else (weight, last, dim + 1)
-
-    def _extends(self, dim: int) -> bool:
-        """Say whether the entries before the last along a dimension are one stretch."""
-        count = self.shape[dim] - 1
-        return count > 0 and _stretch(self.index.narrow(dim, 0, count)) is not None
+            return slice(self.start, self.start + self.size), None, 0
+        count = self.shape[1] if self.turned else self.shape[0]
+        weight = slice(self.start, self.start + self.size - count)
+        return weight, slice(self.bias_start, self.bias_start + count), 1 if self.turned else 2
 
     def take(self, vectors: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return this block's part of vectors ``[vector, P]``, as ``[vector, *shape]``."""
         kind = vectors.dtype if dtype is None else dtype
-        if self.stretches is None:
-            part = vectors.index_select(1, self.index.flatten())
-            return part.reshape(-1, *self.shape).to(kind)
         weight, last, dim = self.stretches
         if last is None:
             return vectors[:, weight].to(kind).reshape(-1, *self.shape)
@@ -94,10 +99,6 @@ class Block:
     def put(self, vectors: Tensor, part: Tensor) -> None:
         """Write this block's part into vectors ``[vector, P]``."""
         part = part.reshape(len(part), *self.shape)
-        if self.stretches is None:
-            flat = part.flatten(1).to(vectors.dtype)
-            vectors.index_copy_(1, self.index.flatten(), flat)
-            return
         weight, last, dim = self.stretches
         if last is None:
             vectors[:, weight] = part.flatten(1).to(vectors.dtype)
@@ -121,67 +122,36 @@ def blocks_of(pieces: Iterable[Piece], point: Point) -> list[Block]:
     matrices = {p.name: p for p in pieces if isinstance(p, Matrix)}
     vectors = {p.name for p in pieces if isinstance(p, Vector)}
     joined = {p.bias for p in matrices.values() if p.bias is not None}
-    places = places_of({n: p.shape for n, p in point.parameters.items()}, point.device)
+    starts = starts_of({n: p.shape for n, p in point.parameters.items()})
+    device = point.device
     found = []
-    for name, place in places.items():
+    for name, start in starts.items():
         piece = matrices.get(name)
         if name in joined:
             continue
         if piece is None or name in vectors:
-            found.append(Block(name, (place.numel(),), place.flatten()))
+            found.append(Block(name, (point.parameters[name].numel(),), start, device))
             continue
-        bias = None if piece.bias is None else places[piece.bias]
-        shape = (piece.left.size, piece.right.size)
-        index = joined_index(place, bias, shape, turned=not piece.left.pulled)
-        found.append(Block(name, tuple(index.shape), index, piece.bias))
+        shape, turned = (piece.left.size, piece.right.size), not piece.left.pulled
+        last = 0 if piece.bias is None else starts[piece.bias]
+        found.append(Block(name, shape, start, device, piece.bias, last, turned))
     return found
 
 
-def _stretch(index: Tensor) -> slice | None:
-    """Return the stretch that places cover in order, or None if they do not."""
-    flat = index.flatten()
-    start, size = int(flat[0]), len(flat)
-    ordered = torch.arange(start, start + size, device=flat.device)
-    return slice(start, start + size) if torch.equal(flat, ordered) else None
-
-
-def places_of(shapes: Mapping[str, torch.Size], device: torch.device) -> dict[str, Tensor]:
-    """Return where the entries of each parameter lie in the vector of all of them.
+def starts_of(shapes: Mapping[str, torch.Size]) -> dict[str, int]:
+    """Return where the entries of each parameter begin in the vector of all of them.
 
     Args:
         shapes: By name, in the order of the vector.
-        device: Where the places are to be.
 
     Returns:
-        By name, shaped like the parameter.
+        By name.
     """
-    places, start = {}, 0
+    starts, start = {}, 0
     for name, shape in shapes.items():
-        size = shape.numel()
-        places[name] = torch.arange(start, start + size, device=device).reshape(shape)
-        start += size
-    return places
-
-
-def joined_index(
-    own: Tensor, bias: Tensor | None, shape: tuple[int, ...], *, turned: bool
-) -> Tensor:
-    """Return where the entries of a weight and of its bias lie in the vector of all parameters.
-
-    Args:
-        own: Places of the weight's entries.
-        bias: Those of the bias's, the last entry of the inputs' side.
-        shape: Of the block, ``(left, right)``.
-        turned: Whether inputs are the left side, as where weights are ``[in, out]``.
-
-    Returns:
-        Places in the block's shape.
-    """
-    if bias is None:
-        return own.reshape(shape)
-    if turned:
-        return torch.cat([own.reshape(-1, len(bias)), bias[None]], 0)
-    return torch.cat([own.reshape(len(bias), -1), bias[:, None]], 1)
+        starts[name] = start
+        start += shape.numel()
+    return starts
 
 
 def grouped(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
@@ -281,7 +251,7 @@ def dense_all(blocks: Sequence[Block], pieces: Iterable[Piece], examples: int, s
     Returns:
         Shape ``[example, P]``, in double precision (single on devices without it).
     """
-    by_name, device = grouped(pieces), blocks[0].index.device
+    by_name, device = grouped(pieces), blocks[0].device
     found = torch.zeros(examples, size, dtype=wide(device), device=device)
     for block in blocks:
         of_block, start = [p.part(slice(0, 1)) for p in by_name.get(block.name, [])], 0
@@ -313,7 +283,7 @@ def add_dots(
         if isinstance(piece, Matrix) and piece.inputs.is_ids:
             total += _dots_by_id(piece, weights)
         elif isinstance(piece, Matrix) and len(weights) == 1:
-            total += _dot_of_one(piece, weights[0])
+            total += dot_of_one(piece.left.rows[0], piece.right.rows[0], weights[0])
         elif isinstance(piece, Matrix) and _single(piece):
             _add_outer(total, piece, weights)
         elif sums is None or isinstance(piece, Vector):
@@ -362,12 +332,20 @@ def _single(piece: Matrix) -> bool:
     return piece.pulled.rows.shape[2] == 1
 
 
-def _dot_of_one(piece: Matrix, weight: Tensor) -> Tensor:
-    """Return the products with one vector, through the narrower side, as ``[example, 1]``."""
-    left, right = piece.left.rows[0], piece.right.rows[0]
-    if left.shape[-1] < right.shape[-1]:
-        return dot(right @ weight.T, left)
-    return dot(left @ weight, right)
+def dot_of_one(left: Tensor, right: Tensor, weight: Tensor) -> Tensor:
+    """Return Σᵣ leftᵣ · W rightᵣ of each example, through the narrower side.
+
+    Args:
+        left: Rows ``[example, row, left]``.
+        right: Rows ``[example, row, right]``.
+        weight: W, shape ``[left, right]``.
+
+    Returns:
+        Shape ``[example, 1]``.
+    """
+    if left.shape[-1] > right.shape[-1]:
+        return dot(left @ weight, right)
+    return dot(right @ weight.T, left)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blocks import Block, dense, grouped, in_parts, joined_index, places_of
+from .blocks import Block, dense, grouped, in_parts, starts_of
 from .during_pieces import known_parameters, pieces_of_call
 from .factors import LONGEST_SIDE, LONGEST_VECTOR, Eigen, Eigens
 from .pieces import Factor, Piece, Vector, counted
@@ -132,7 +132,7 @@ class TrainingFactors:
             basis = self._bases.get(name)
             if basis is None:
                 continue
-            block = Block(name, tuple(basis.values.shape), torch.zeros(basis.values.shape))
+            block = Block(name, tuple(basis.values.shape), 0, basis.values.device)
             total = self.decay * self._squares.get(name, torch.zeros_like(basis.values))
             for some in in_parts(block, parts):
                 turned = basis.turned(dense(block, some)[0])
@@ -201,13 +201,13 @@ class TrainingFactors:
         return {name: sums.eigen(self.examples) for name, sums in self._sums.items()}
 
     def _blocks(self, eigen: Mapping[str, Eigen]) -> list[Block]:
-        places = places_of(self.shapes, torch.device("cpu"))
+        starts = starts_of(self.shapes)
         found = []
         for name, own in eigen.items():
             sums, shape = self._sums[name], tuple(own.values.shape)
-            bias = None if sums.bias is None else places[sums.bias]
-            index = joined_index(places[name], bias, shape, turned=not sums.pulled[0])
-            found.append(Block(name, shape, index.to(own.values.device), sums.bias))
+            last, turned = starts.get(sums.bias or "", 0), not sums.pulled[0]
+            device = own.values.device
+            found.append(Block(name, shape, starts[name], device, sums.bias, last, turned))
         return found
 
 

@@ -315,7 +315,7 @@ class Eigens:
         Returns:
             The solution, in the gradients' precision, and the norms of the right-hand sides.
         """
-        device = self.blocks[0].index.device
+        device = self.blocks[0].device
         found = torch.zeros(count, size, dtype=self.kind, device=device)
         squares = torch.zeros(count, dtype=wide(device), device=device)
         by_name = grouped(pieces)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batch import batch_size
-from .blocks import dot
+from .blocks import dot, dot_of_one
 from .point import Point, repeatable_attention, wide
 from .reader import Layout, Plan, Reader, ValueFunction
 from .recording import Matrix, Use
@@ -84,9 +84,8 @@ class GradientDots:
         """Return the products with the gradients of a layer's weight and bias."""
         x, g = layout.rows(matrix.x, examples), layout.rows(gradient, examples)
         weights = torch.stack([matrix.weight(d) for d in self._by_name])  # [direction, out, in]
-        if len(weights) == 1:  # Through the narrower side, which saves the larger product.
-            wide_out = g.shape[-1] > x.shape[-1]
-            found = dot(g @ weights[0], x) if wide_out else dot(x @ weights[0].T, g)
+        if len(weights) == 1:
+            found = dot_of_one(g, x, weights[0])
         else:
             step = max(1, LARGEST // weights[0].numel())
             pairs = zip(torch.split(g, step), torch.split(x, step), strict=True)

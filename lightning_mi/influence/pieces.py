@@ -219,7 +219,7 @@ class _Reading:
         if x.ndim < 2:
             return None
         inputs = self.layout.rows(at_least_single(x), self.examples)
-        pulled = torch.stack([self.layout.rows(g, self.examples) for g in self.pulled])
+        pulled = _stacked([self.layout.rows(g, self.examples) for g in self.pulled])
         return self._matrix(inputs, pulled, weight, bias, turned)
 
     def _convolution(self) -> list[Piece] | None:
@@ -240,7 +240,7 @@ class _Reading:
         patches = F.unfold(x, kernel, dilation, padding, stride).transpose(1, 2)
         inputs = patches.reshape(self.examples, -1, patches.shape[-1])
         each = [g.flatten(2).transpose(1, 2) for g in self.pulled]
-        pulled = torch.stack([g.reshape(self.examples, -1, shape[0]) for g in each])
+        pulled = _stacked([g.reshape(self.examples, -1, shape[0]) for g in each])
         if weight is not None and weight.key not in self.point.parameters:
             return None
         return self._matrix(inputs, pulled, weight, bias, turned=False)
@@ -275,7 +275,7 @@ class _Reading:
         rows = self.layout.split(ids, self.examples) if ids.ndim else None
         if rows is None or ids.shape != self.use.shape[:-1]:
             return None
-        pulled = torch.stack([self.layout.rows(g, self.examples) for g in self.pulled])
+        pulled = _stacked([self.layout.rows(g, self.examples) for g in self.pulled])
         if padding is not None:  # The row of the padding token is looked up, but not learned.
             pulled = pulled * (rows != padding % len(made.value))[..., None]
         left = Factor(rows[None], len(made.value), False)
@@ -291,7 +291,7 @@ class _Reading:
             whole = [t for t in each if t is not None]
             if len(whole) < len(each):
                 return None
-            found += self._rooted(made, torch.stack(whole))
+            found += self._rooted(made, _stacked(whole))
         return found or None
 
     def _reduced(self, terms: Tensor, shape: torch.Size, trailing: bool) -> Tensor | None:
@@ -422,6 +422,11 @@ def _each(value: Any, dims: int) -> tuple[int, ...] | None:
         return None
     many = tuple(value) if isinstance(value, Sequence) else (value,) * dims
     return many * dims if len(many) < dims else many
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    """Return tensors with a first dimension that counts them; one is not copied."""
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0][None]
 
 
 def _detached(value: Any) -> Any:

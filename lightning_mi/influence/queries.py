@@ -481,7 +481,9 @@ def as_question(query: Any) -> Question | None:
             got=repr(query)[:60],
             do='For example [Score(HeadScores(), "induction", layer=1, head=0)].',
         )
-    return query if isinstance(query, Question) and not isinstance(query, type) else None
+    # A protocol is asked last, because that takes long, and targets come more often.
+    asks = hasattr(query, "ask") and isinstance(query, Question) and not isinstance(query, type)
+    return query if asks else None
 
 
 def asked_data(queries: Any, query: Any) -> IndexedData | None:
