@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 import transformers as hf
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lightning_mi as mi
 from lightning_mi.circuits.causal import (
@@ -363,3 +365,48 @@ def test_what_graphs_keep_does_not_grow_with_depth(steps: int) -> None:
         for n in (2, 6)
     )
     assert 0 < deep <= 1.01 * flat
+
+
+def living() -> int:
+    """Return the bytes of all tensors that anything in Python still holds."""
+    tensors = [o for o in gc.get_objects() if type(o) is Tensor]
+    return sum({t.data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@pytest.mark.parametrize(("steps", "variant"), [(0, "inputs"), (2, "inputs"), (1, "activations")])
+def test_nothing_of_a_pass_waits_for_the_garbage_collector(steps: int, variant: Any) -> None:
+    model, behavior = model_of("gpt2"), prompts()
+    edge_attribution(model, behavior, steps=steps, variant=variant)
+    gc.collect()
+    gc.disable()
+    try:
+        before = living()
+        edge_attribution(model, behavior, steps=steps, variant=variant)
+        assert living() <= before
+    finally:
+        gc.enable()
+
+
+class Large(TorchDispatchMode):
+    """Counts the tensors of a size that operations make."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.count = size, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.nbytes >= self.size and not func.is_view:
+            self.count += not any(made is a for a in args)
+        return made
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_what_nodes_write_is_held_once(steps: int) -> None:
+    """Differences of all nodes are the one thing that grows with nodes, positions and width."""
+    deep = hf.GPT2LMHeadModel(hf.GPT2Config(**{**GPT2, "n_layer": 12})).eval()
+    behavior = prompts()
+    nodes, entries = 12 * (4 + 1) + 2, behavior.clean.numel() * GPT2["n_embd"]
+    with Large(4 * nodes * entries) as made:
+        edge_attribution(deep, behavior, steps=steps)
+    assert made.count == 1

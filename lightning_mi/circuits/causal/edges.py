@@ -124,8 +124,9 @@ def edge_attribution(
             add_own_edges(found.values, wiring, own, here, base, other, delta, steps)
         else:
             path = path_of(wiring, own, base.returned, other.returned, steps) if steps else {}
+            del base, other  # Streams of each part that reads or writes.
             late = delta[:, :, trim.start :].flatten(1)
-            del base, other, delta  # Streams of each part that reads or writes.
+            del delta
             inside = partial(trimmed, wiring, trim, max(steps, 1))
             add_edges(
                 found.values, wiring, own, here, late, max(steps, 1), path, inside, trim.start

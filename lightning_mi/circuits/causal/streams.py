@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...anatomy import Anatomy, Writer
 from ...anatomy.tape import named, tensors
-from ...attention import Site, tap
+from ...attention import Site, Tap, tap
 from ...attention.site import widened
 from ...batch import tree_map
 from ...behavior import Behavior
@@ -359,9 +359,10 @@ class Wiring:
         Yields:
             A function that runs the model on a batch and returns its outputs.
         """
+        taps: list[Tap] = []
 
         def change(index: int, z: Tensor) -> Tensor:
-            site = seen.sites.pop()
+            site = taps[0].sites.pop()
             return z if site.cross else edit(site)
 
         with (
@@ -370,7 +371,11 @@ class Wiring:
             self._narrowed(reading, alone) as widen,
             inside(),
         ):
-            yield lambda batch: widen(self.task.outputs(self.model, batch))
+            taps.append(seen)
+            try:
+                yield lambda batch: widen(self.task.outputs(self.model, batch))
+            finally:
+                taps.clear()  # It holds `change`: all that was seen would wait for the collector.
 
     @contextmanager
     def _narrowed(

@@ -9,7 +9,7 @@ out is exactly what would be computed again: scores are the same numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,10 +20,13 @@ from torch import Tensor, nn
 from ...batch import main_input
 from ...behavior import Behavior
 from ...target import Logit, positions
-from .streams import Seen, Wiring
+from .streams import Inside, Seen, Wiring
 from .unchanged import by_position, whole_mlp
 
 __all__ = ["Trim", "alike", "compared", "first_change", "trim_of", "trimmed"]
+
+NODES = 32
+"""Nodes whose differences are looked at together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,16 +60,22 @@ def compared(
         The other run, what each node writes in it less what it writes in ``base``, and what a path
         between both can leave out.
     """
-    sources, reading = wiring.graph.sources, (behavior, 1)
+    sources = wiring.graph.sources
+
+    def run(inside: Inside = nullcontext) -> tuple[Seen, Tensor, int]:
+        other = wiring.see(ends[1], reading=(behavior, 1), inside=inside)
+        other.sites.clear()  # Queries, keys and values of all layers: they are not compared.
+        delta = wiring.difference(other, base)
+        return other, delta, first_change(delta, sources)
+
     trim = trim_of(wiring, base, alike(*ends), behavior)
     if trim.start:
-        other = wiring.see(ends[1], reading=reading, inside=partial(trimmed, wiring, trim, 1))
-        delta = wiring.difference(other, base)
-        if first_change(delta, sources) >= trim.start:
+        other, delta, start = run(partial(trimmed, wiring, trim, 1))
+        if start >= trim.start:
             return other, delta, trim
-    other = wiring.see(ends[1], reading=reading)
-    delta = wiring.difference(other, base)
-    return other, delta, replace(trim, start=first_change(delta, sources))
+        del other, delta
+    other, delta, start = run()
+    return other, delta, replace(trim, start=start)
 
 
 def alike(one: Any, other: Any) -> int:
@@ -100,10 +109,13 @@ def first_change(delta: Tensor, sources: list[int]) -> int:
     length = delta.shape[2]
     moved = (delta[sources] != 0).any(3).any(1).any(0).nonzero()
     start = int(moved[0]) if len(moved) else length - 1
-    before = delta[:, :, :start].abs()
-    if start and bool(before.max() > 1e-5 * delta.abs().max()):
+    if not start:
         return 0
-    return start
+    # A few nodes at a time: the sizes of all would be as many numbers as there are differences.
+    parts = torch.split(delta, NODES)
+    whole = max(float(p.abs().max()) for p in parts)
+    before = max(float(p[:, :, :start].abs().max()) for p in parts)
+    return 0 if before > 1e-5 * whole else start
 
 
 def trim_of(wiring: Wiring, base: Seen, start: int, behavior: Behavior) -> Trim:
