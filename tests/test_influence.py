@@ -35,6 +35,7 @@ from lightning_mi import (
 from lightning_mi.influence import (
     CG,
     Direct,
+    Group,
     InfluenceFunction,
     Objective,
     TracIn,
@@ -275,6 +276,11 @@ def test_a_solver_object_of_torch_influence_is_asked() -> None:
     result = influence_scores(model, Objective(Classification()), train, test, solver=Module())
     assert torch.equal(result.values, table)
     assert result.residual is None
+    for query in (Margin(), Logit(2), 2, Group()):
+        with pytest.raises(ArgumentError, match="knows no more"):
+            influence_scores(
+                model, Objective(Classification()), train, test, solver=Module(), query=query
+            )
 
 
 # ------------------------------------------------------------------ closed form

@@ -22,6 +22,7 @@ from lightning_mi import (
     Context,
     IndexedData,
     LogitDifference,
+    Loss,
     Margin,
     Measurement,
     NextToken,
@@ -198,6 +199,26 @@ def test_a_score_works_with_every_way_of_asking() -> None:
     assert panel.size["query"] == 1
     made_by = next(r.made_by for r in records if r.measurement == "influence_function")
     assert made_by["init_args"]["query"]["init_args"]["index"] == {"layer": 1, "head": 0}
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        (None, "would raise the query's loss"),
+        (Loss(), "would raise the query's loss"),
+        (Group(), "would raise the query's loss (mean over the group)"),
+        (Margin(), "would lower the query"),
+        (2, "would lower the query"),
+        (Group(Margin()), "would lower the query"),
+        (PerModule(Margin()), "would lower the query"),
+        (PerModule(Group(Margin())), "would lower the query"),
+    ],
+)
+def test_what_a_positive_score_says_of_queries_of_which_more_is_better(
+    query: Any, says: str
+) -> None:
+    model, data = multilayer()
+    assert says in tracin(model, Classification(), data, data, query=query).orientation
 
 
 def test_the_model_is_left_as_it_was() -> None:

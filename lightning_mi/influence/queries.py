@@ -14,14 +14,14 @@ from torch import Tensor
 from ..batch import batch_size, cut
 from ..errors import ArgumentError
 from ..measurement import Context, IndexedData, Measurement
-from ..target import TargetLike
+from ..target import Loss, Target, TargetLike, as_target
 from ..task import IGNORED
 from .data import Singles, as_indexed, chunks, row
 from .objective import Objective
 from .per_example import mean_gradient
 from .point import Point
 from .queries_following import gradient_of_panel, measured
-from .result import ORIENTATION
+from .result import ORIENTATION, TURNED
 
 __all__ = [
     "Group",
@@ -205,7 +205,7 @@ class Group:
     @property
     def orientation(self) -> str:
         """What a positive score says."""
-        return f"{ORIENTATION} (mean over the group)"
+        return f"{orientation_of(self.query)} (mean over the group)"
 
     @property
     def needs_data(self) -> bool:
@@ -317,8 +317,7 @@ class PerModule:
     @property
     def orientation(self) -> str:
         """What a positive score says."""
-        inner = self.query.orientation if isinstance(self.query, Question) else ORIENTATION
-        return f"{inner}, through the module's parameters"
+        return f"{orientation_of(self.query)}, through the module's parameters"
 
     @property
     def needs_data(self) -> bool:
@@ -585,9 +584,9 @@ def required_data(data: IndexedData | None, query: Any) -> IndexedData:
         The queries.
 
     Raises:
-        ArgumentError: If the query is a question, which such a solver cannot be asked.
+        ArgumentError: If the query is anything else, which such a solver cannot be asked.
     """
-    if as_question(query) is not None:
+    if as_question(query) is not None or not isinstance(_target(query), Loss):
         raise ArgumentError.of(
             "query",
             expected="the loss of single examples: influences(train_idxs, test_idxs) knows no more",
@@ -607,7 +606,9 @@ def orientation_of(query: Any) -> str:
         A sentence.
     """
     question = as_question(query)
-    return ORIENTATION if question is None else question.orientation
+    if question is not None:
+        return question.orientation
+    return TURNED if _target(query).higher_is_better else ORIENTATION
 
 
 def described(objective: Objective, query: Any) -> str:
@@ -626,6 +627,10 @@ def described(objective: Objective, query: Any) -> str:
 
 def _required(data: IndexedData | None) -> IndexedData:
     return as_indexed(data, "queries")
+
+
+def _target(query: TargetLike) -> Target:
+    return as_target(Loss() if query is None else query)
 
 
 def _check_places(places: Sequence[int], size: int) -> None:

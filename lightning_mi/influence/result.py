@@ -14,6 +14,7 @@ from ..record import Panel, Reading, scalar
 __all__ = ["ORIENTATION", "InfluenceScores", "TokenShares"]
 
 ORIENTATION = "positive = proponent: removing the example would raise the query's loss"
+TURNED = "positive = proponent: removing the example would lower the query, of which more is better"
 
 CERTIFICATE = (
     "orientation", "n", "scale", "solver", "damping", "damping_unit", "residual", "residual_from",

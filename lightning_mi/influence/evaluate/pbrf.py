@@ -21,6 +21,7 @@ from ..objective import Objective, as_objective
 from ..per_example import mean_gradient
 from ..point import Point, wide
 from ..products import Curvature
+from ..queries import orientation_of
 from ..result import InfluenceScores
 from ..scores import regularizer_gradient
 from ..solvers import CONVERGED, LIMIT, Inverse, Solver, prepared
@@ -126,6 +127,7 @@ def pbrf(
             "solver": f"BFGS from {solver if isinstance(solver, str) else repr(solver)}",
             "scale": "1/n",
         },
+        orientation=orientation_of(query),
     )
 
 
