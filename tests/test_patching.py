@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_mi import MLP, Behavior, LogitDifference, measure
+from lightning_mi import MLP, Behavior, Logit, LogitDifference, measure
 from lightning_mi.anatomy import Anatomy
 from lightning_mi.circuits import (
     ActivationPatching,
@@ -234,6 +235,37 @@ def test_maps_run_only_where_prompts_differ_and_only_in_models_that_look_back() 
     assert found["GPT2LMHeadModel"][-1] == 3
     assert found["BertForMaskedLM"][-1] == 7
     assert 3 not in found["BertForMaskedLM"]
+
+
+OF_THREE = LogitDifference(torch.tensor([3, 9, 3]), other=40)
+
+
+@pytest.mark.parametrize(
+    ("target", "relates", "made"),
+    [(OF_THREE, False, 3), (OF_THREE, True, 3), (Logit(52), False, 1), (Logit(52), True, 53)],
+)
+def test_logits_that_no_metric_names_are_made_only_where_others_depend_on_them(
+    target: Any, relates: bool, made: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log-probability depends on all logits; the difference of two does not."""
+    model: Any = tiny_gpt2("sdpa")
+    pair = dataclasses.replace(alike_until(4), target=target)
+    widths: list[int] = []
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        widths.append(output.logits.shape[-1])
+        if relates:
+            output.logits = output.logits.log_softmax(-1)
+
+    model.register_forward_hook(after)
+    found = activation_patching(model, pair).values
+    distinct = len(
+        {*torch.as_tensor(target.token).flatten().tolist(), getattr(target, "other", 52)}
+    )
+    assert widths[-1] == (53 if relates and distinct == 1 else distinct)
+    monkeypatch.setattr(restart, "Levels", restart.Levels[-1:])
+    torch.testing.assert_close(activation_patching(model, pair).values, found, atol=1e-4, rtol=1e-4)
+    assert widths[-1] == 53
 
 
 @pytest.mark.parametrize("what", ["mlp", "residual"])

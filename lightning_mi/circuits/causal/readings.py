@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...behavior import Behavior
 from ...behaviors.metrics import AnyOf
-from ...target import Logit, positions
+from ...target import Logit, LogitDifference, positions
 from ...task import Task
+from .standing_in import standing_in
 
 __all__ = ["Asker", "asks_alone", "unembedding"]
 
@@ -35,20 +40,50 @@ class Asker:
         self._question = _position_of(behavior)
         self._head = None if self._question is None else unembedding(model)
 
-    def __call__(self, batch: Any, copies: int = 1, cut: Sequence[nn.Module] = ()) -> Tensor:
+    def __call__(
+        self, batch: Any, copies: int = 1, cut: Sequence[nn.Module] = (), *, few: bool = False
+    ) -> Tensor:
         """Run and ask.
 
         Args:
             batch: The prompts, ``copies`` times over.
             copies: How often.
             cut: Further modules whose input may be cut down to the position that is read.
+            few: Whether to make `few` logits only. It is for the caller to find out whether the
+                answer stays the same: not where the model relates logits to each other.
 
         Returns:
             Shape ``[copy, example]``, in the model's graph.
         """
-        outputs = self._outputs(batch, copies, cut)
-        blocks = torch.split(outputs, len(self.behavior))
-        return torch.stack([self.behavior.metric(block) for block in blocks])
+        if few and self.few is not None:
+            with self.few.made():
+                outputs = self._outputs(batch, copies, cut)
+            behavior = self.few.behavior
+        else:
+            outputs, behavior = self._outputs(batch, copies, cut), self.behavior
+        blocks = torch.split(outputs, len(behavior))
+        return torch.stack([behavior.metric(block) for block in blocks])
+
+    @cached_property
+    def few(self) -> Few | None:
+        """The logits that the metric reads, where these are few and known beforehand."""
+        question, head = self.behavior.question, self._head
+        if type(head) is not nn.Linear or not isinstance(question, Logit):
+            return None
+        named = [question.token]
+        if isinstance(question, LogitDifference):
+            named.append(question.other)
+        elif type(question) is not Logit:
+            return None
+        if any(token is None for token in named):
+            return None
+        tokens = [torch.as_tensor(token).to(head.weight.device) for token in named]
+        ids, places = torch.unique(torch.cat([t.flatten() for t in tokens]), return_inverse=True)
+        parts = places.split([t.numel() for t in tokens])
+        settled = [part.reshape(t.shape) for part, t in zip(parts, tokens, strict=True)]
+        changes = dict(zip(("token", "other"), settled, strict=False))
+        asked = dataclasses.replace(question, **changes)
+        return Few(head, ids, dataclasses.replace(self.behavior, target=asked))
 
     def _outputs(self, batch: Any, copies: int, cut: Sequence[nn.Module]) -> Tensor:
         if self._head is None:
@@ -92,6 +127,34 @@ class Asker:
         asked = Logit() if self._question is None else self._question
         found = positions(hidden[:size], self.behavior.clean, asked)
         return found.repeat(len(hidden) // size).to(hidden.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Few:
+    """Some logits instead of all.
+
+    A vocabulary has tens of thousands of tokens, of which a difference of logits reads two: where
+    many runs are patched, the others would be a good part of the work.
+
+    Args:
+        head: The map that makes the logits.
+        ids: Tokens whose logits are made, in their order.
+        behavior: The behavior, its metric asking for places among them.
+    """
+
+    head: nn.Linear
+    ids: Tensor
+    behavior: Behavior
+
+    def made(self) -> AbstractContextManager[None]:
+        """Make these only.
+
+        Returns:
+            A context in which the head does.
+        """
+        weight = self.head.weight[self.ids]
+        bias = None if self.head.bias is None else self.head.bias[self.ids]
+        return standing_in({self.head: lambda x: F.linear(x, weight, bias)})
 
 
 def asks_alone(question: object) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +14,10 @@ from ...anatomy import Anatomy
 from ...anatomy.tape import named, tensors
 from ...attention.site import widened
 from ...batch import tree_map
-from ...isolation import unfused
 from .places import Port
 from .ports import Change, Ports, block_names, replaced
 from .readings import Asker
+from .standing_in import standing_in
 from .streams import repeated
 from .unchanged import by_position, local_modules, unchanged
 
@@ -60,15 +60,19 @@ class Level:
         writes: The patched part's module is not run either: what it writes is put in its place.
         cuts: The last MLP is computed only where the metric reads.
         trims: Positions before the prompts differ are not computed again.
+        names: Only the logits that the metric names are computed.
     """
 
     skips: bool
     writes: bool
     cuts: bool
     trims: bool = False
+    names: bool = False
 
 
 Levels = (
+    Level(True, True, True, True, True),
+    Level(True, True, True, False, True),
     Level(True, True, True, True),
     Level(True, True, True),
     Level(True, True, False),
@@ -130,14 +134,14 @@ class Base:
         kept = {modules[n]: v for n, v in self._local().items() if n not in stubs}
         cut = [modules[n] for n in self._last() if level.cuts and n not in stubs]
         with ExitStack() as stack, torch.no_grad():
-            stack.enter_context(_stubbed({modules[n]: v for n, v in stubs.items()}))
+            stack.enter_context(standing_in({modules[n]: _returning(v) for n, v in stubs.items()}))
             if level.trims:
                 stack.enter_context(unchanged(kept, self.start, len(rows)))
             if not level.writes or kind == "residual":
                 change = Change(lambda old: self._patched(old, rows))
                 first = layer if level.skips else 0
                 stack.enter_context(self.ports.opened({port: change}, first_layer=first))
-            return self.asker(batch, len(rows), cut)
+            return self.asker(batch, len(rows), cut, few=level.names)
 
     def _patched(self, old: Tensor, rows: list[Row]) -> Tensor:
         blocks = torch.split(old, self.size)
@@ -227,6 +231,8 @@ class Base:
         for level in Levels:
             if (level.skips and not recorded) or (level.trims and not self._local()):
                 continue
+            if level.names and self.asker.few is None:
+                continue
             if level.writes and (not writes or (kind == "z" and (half or not known))):
                 continue
             found.append(level)
@@ -263,21 +269,6 @@ def recording(base: Base) -> Iterator[None]:
 def _kept(value: Any) -> Any:
     # A model may add to it in place (Falcon does).
     return value.detach().clone() if isinstance(value, Tensor) else value
-
-
-@contextmanager
-def _stubbed(outputs: Mapping[nn.Module, Any]) -> Iterator[None]:
-    """Let modules return what they are told, without computing anything."""
-    with ExitStack() as stack:
-        stack.enter_context(unfused())
-        for module, output in outputs.items():
-            own = vars(module)
-            if "forward" in own:
-                stack.callback(own.__setitem__, "forward", own["forward"])
-            else:
-                stack.callback(own.pop, "forward", None)
-            own["forward"] = _returning(output)
-        yield
 
 
 def _returning(output: Any) -> Callable[..., Any]:
