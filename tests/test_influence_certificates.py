@@ -14,8 +14,9 @@ from test_influence_batch_sizes import GOAL, SOLVERS
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from lightning_mi import Classification, Context, IndexedData, measure
+from lightning_mi import ArgumentError, Classification, Context, IndexedData, measure
 from lightning_mi.influence import (
+    EKFAC,
     Direct,
     InfluenceFunction,
     InfluenceScores,
@@ -98,6 +99,21 @@ def test_self_influence_says_all_of_it(name: str, candidates: Any) -> None:
     assert said["damping"] == (0.1 if "relative" in name else 0.05)
     scores = influence_scores(model, GOAL, train, train, **given)
     assert "self-influence" in checked(relatif(scores, own))["scale"]
+
+
+def test_scores_are_relative_to_self_influence_of_the_same_inverse() -> None:
+    model, train, _ = problem()
+    scores = influence_scores(model, GOAL, train, train, solver="ekfac", damping=0.05)
+    same = self_influence(model, GOAL, train, solver=EKFAC(), damping=0.05)
+    assert relatif(scores, same).convention["damping"] == 0.05
+    for other, message in (
+        ({"damping": 0.5}, "damping 0.05.*got 0.5"),
+        ({"solver": "exact"}, "solver EKFAC.*got Direct"),
+        ({"solver": "exact", "curvature": "hessian"}, "own"),
+    ):
+        own = self_influence(model, GOAL, train, **{"solver": "ekfac", "damping": 0.05, **other})
+        with pytest.raises(ArgumentError, match=message):
+            relatif(scores, own)
 
 
 def test_methods_that_solve_nothing_say_why(tmp_path: Any) -> None:

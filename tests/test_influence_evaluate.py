@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_mi import ArgumentError, Classification, Regression, RunError
+from lightning_mi import ArgumentError, Classification, IndexedData, Regression, RunError
 from lightning_mi.influence import InfluenceScores, Objective, influence_scores, self_influence
 from lightning_mi.influence.evaluate import (
     FreshTrainer,
@@ -305,6 +305,9 @@ def test_a_fresh_trainer_each_time() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(first, again([0, 1, 2, 5, 7], 4))
     assert not torch.equal(first, again([0, 1, 2, 5, 8], 3))
+    for read in (IndexedData(data), DataLoader(data, 2, shuffle=True)):
+        other = FreshTrainer(Line, trainer, read, data, Regression(), batch_size=4)
+        assert torch.equal(other([0, 1, 2, 5, 7], 3), first)
     used = trainer()
     FreshTrainer(Line, lambda: used, data, data, Regression())([0, 1], 0)
     with pytest.raises(ArgumentError, match="new Trainer"):

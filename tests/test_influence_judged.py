@@ -88,6 +88,34 @@ def test_the_datamodeling_score_is_that_of_the_function(tmp_path: Path) -> None:
         measure(model, short, context=context)
 
 
+def test_the_file_is_read_again_only_where_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data, batch, known = retrained()
+    known.save(tmp_path / "halves.pt")
+    read: list[Path] = []
+    load = Subsets.load
+
+    def counted(path: Path) -> Subsets:
+        read.append(path)
+        return load(path)
+
+    monkeypatch.setattr(Subsets, "load", counted)
+    judge = LinearDatamodelingScore(retrained=tmp_path / "halves.pt", method=method())
+    context = Context(model, batch, Regression(), dataset=IndexedData(data))
+
+    def ask() -> float:
+        records = measure(model, judge, context=context)
+        return next(r.panel.item() for r in records if r.what == "lds")
+
+    first = ask()
+    assert ask() == first
+    assert len(read) == 1
+    Subsets(known.members[:10], -known.losses[:10]).save(tmp_path / "halves.pt")
+    assert ask() < 0 < first
+    assert len(read) == 2
+
+
 def test_a_sweep_shows_when_scores_begin_to_foretell(tmp_path: Path) -> None:
     """At the end of training they do; of weights that know nothing they need not."""
     model, data, batch, known = retrained()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..isolation import untouched
 from .asking import loss_gradients
-from .choosing import as_solver, damping_of
+from .choosing import as_solver, damping_of, named_solvers
 from .data import as_indexed, chosen
 from .objective import Objective, as_objective
 from .per_example import mean_gradient
@@ -154,7 +154,8 @@ def relatif(scores: InfluenceScores, own: InfluenceScores) -> InfluenceScores:
         The quotients; NaN where an example does nothing to itself.
 
     Raises:
-        ArgumentError: If the second holds another kind of scores or lacks an example.
+        ArgumentError: If the second holds another kind of scores, lacks an example, or was made
+            with another solver, curvature or damping.
 
     Example:
         >>> scores = InfluenceScores(torch.tensor([[2.0, 3.0]]), (0, 1), 2, "influence function")
@@ -170,10 +171,27 @@ def relatif(scores: InfluenceScores, own: InfluenceScores) -> InfluenceScores:
             got=own.method if not missing else f"no score of example {min(missing)}",
             do="Call self_influence with the same candidates.",
         )
+    ours, theirs = (_how(s.convention) for s in (scores, own))
+    differs = [key for key in ours if ours[key] != theirs[key]]
+    if differs:
+        key = differs[0]
+        raise ArgumentError.of(
+            "own",
+            expected=f"self_influence(…) with {key} {ours[key]}, as the scores have",
+            got=theirs[key],
+            do="Call both with the same solver, curvature and damping.",
+        )
     lengths = own.values[0, columns_of(own.indices, scores.indices)].clamp(min=0).sqrt()
     values = torch.where(lengths > 0, scores.values / lengths, _nan(scores.values))
     details = {**scores.details, "scale": "1/n, over the root of self-influence"}
     return dataclasses.replace(scores, values=values, details=details, tokens=None)
+
+
+def _how(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which inverse was applied; solvers that have a name by what it stands for."""
+    solver = said.get("solver")
+    found = {key: said.get(key) for key in ("curvature", "damping", "damping_unit")}
+    return {"solver": str(named_solvers().get(str(solver), solver)), **found}
 
 
 def _nan(like: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ class FreshTrainer:
         model: Makes a new LightningModule, after all generators were seeded.
         trainer: Makes a new Trainer. Turn off what is of no use a hundred times over: loggers,
             checkpoints, the progress bar.
-        train: Map-style dataset; of it the examples with the given indices are trained on.
+        train: Map-style dataset, `IndexedData`, or a DataLoader, of which only the dataset and its
+            ``collate_fn`` are used; of it the examples with the given indices are trained on.
         queries: Dataset of the queries.
         objective: Gives the queries' losses; a Task is enough.
         loader: Makes the loader of a subset; None is a shuffling `DataLoader` with ``batch_size``.
@@ -83,10 +84,12 @@ class FreshTrainer:
                     got=f"a Trainer that has taken {trainer.global_step} steps already",
                     do="Pass for example lambda: Trainer(max_epochs=5, logger=False).",
                 )
-            subset: Any = Subset(self.train, list(indices))
-            own = self.loader
-            loader = own(subset) if own else DataLoader(subset, self.batch_size, shuffle=True)
-            trainer.fit(model, loader)
+            data = as_indexed(self.train, "train")
+            subset: Any = Subset(data.dataset, list(indices))
+            own = self.loader or partial(
+                DataLoader, batch_size=self.batch_size, shuffle=True, collate_fn=data.collate
+            )
+            trainer.fit(model, own(subset))
         if not trainer.global_step:
             raise ArgumentError.of(
                 "trainer",

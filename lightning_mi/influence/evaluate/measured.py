@@ -6,6 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ class LinearDatamodelingScore(_Judged):
             The panels named above.
         """
         given = self.retrained
-        known = given if isinstance(given, Subsets) else Subsets.load(given)
+        known = given if isinstance(given, Subsets) else _read(Path(given))
         return lds(scores, known).reading()
 
 
@@ -223,6 +224,20 @@ class MislabelDetection:
             damping=self.damping,
             batch_size=self.batch_size,
         ).reading()
+
+
+def _read(path: Path) -> Subsets:
+    """Return what a file holds, which a sweep asks for at every checkpoint."""
+    try:
+        found = path.stat()
+    except OSError:
+        return Subsets.load(path)  # It says what is wrong.
+    return _loaded(path.absolute(), found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=4)
+def _loaded(path: Path, changed: int, size: int) -> Subsets:
+    return Subsets.load(path)
 
 
 def scores_in(method: Measurement, reading: Reading) -> InfluenceScores:
