@@ -28,9 +28,16 @@ from lightning_mi.circuits.causal import (
     smallest_circuit,
 )
 from lightning_mi.circuits.causal.bench import on_bench
-from lightning_mi.circuits.causal.controls import random_circuits, shuffled
+from lightning_mi.circuits.causal.controls import (
+    controls_of,
+    random_circuits,
+    same_search,
+    shuffled,
+)
 from lightning_mi.circuits.causal.curves import FRACTIONS, areas
-from lightning_mi.circuits.causal.estimates import Draws
+from lightning_mi.circuits.causal.estimates import Draws, Estimate
+from lightning_mi.circuits.causal.extraction import strongest
+from lightning_mi.circuits.causal.trial import Trial
 from lightning_mi.sinks.keys import plan
 
 INDUCTION = {"embed->L0H0.v", "L0H0->L1H0.k", "L1H0->logits"}
@@ -305,6 +312,8 @@ def test_the_scorecard_of_the_induction_circuit() -> None:
     assert abs(against.untrained.value) < 0.2
     assert len(against.random) == 4
     assert against.shuffled is not None
+    assert len(against.searches) == 8
+    assert against.shuffled.value == pytest.approx(sum(against.searches) / 8, abs=1e-6)
     assert set(against.margins) == {
         "random circuits",
         "the best random circuit",
@@ -440,6 +449,43 @@ def test_random_circuits_are_connected_and_match_nodes_and_size() -> None:
         assert abs(int(one.sum()) - int(mask.sum())) <= 3
         assert not torch.equal(one, mask)
     assert torch.equal(drawn, random_circuits(graph, mask, 5, seed=1))
+
+
+class Counted(Trial):
+    """A trial in which the metric is the number of edges, whatever they are."""
+
+    def metric(self, masks: Any) -> Tensor:
+        return torch.stack([m.sum().double().expand(len(self.clean)) for m in masks])
+
+
+def test_shuffles_are_drawn_anew_as_prompts_are() -> None:
+    """One search finds all 4 edges, the other one 2: their mean may be 1, .75 or .5."""
+    zeros = torch.zeros(4, dtype=torch.float64)
+    with on_bench(built.induction(), built.repeats()) as bench:
+        trial = Counted(bench, zeros + 4.0, zeros, Draws(4))
+        masks = [strongest(bench.graph, bench.graph.lawful.float(), n) for n in (4, 2)]
+        both = controls_of(trial, masks[0], masks, 0)
+        one = controls_of(trial, masks[0], masks[1:], 0)
+    assert both.searches == (1.0, 0.5)
+    assert both.shuffled == Estimate(0.75, 0.5, 1.0)
+    assert both.beyond_shuffled == Estimate(0.25, 0.0, 0.5)
+    assert not both.beaten
+    assert one.beyond_shuffled == Estimate(0.5, 0.5, 0.5)
+    assert one.beaten
+
+
+def test_searches_on_shuffled_answers_are_given_as_many_edges() -> None:
+    model, behavior = built.induction(), built.repeats(pairs=8)
+    scores = edge_attribution(model, behavior, steps=5)
+    circuit = scores.circuit(n_edges=6)
+    others, why = same_search(model, circuit, scores, behavior, None, count=3)
+    assert why is None
+    assert len(others) == 3
+    assert all(len(circuit) <= int(o.sum()) <= len(circuit) + 2 for o in others)
+    assert same_search(model, circuit, scores, behavior, None, count=0) == ([], None)
+    nobody, why = same_search(model, circuit, None, behavior, None, count=3)
+    assert nobody == []
+    assert "scores are at hand" in str(why)
 
 
 def test_shuffled_answers_leave_no_prompt_its_own() -> None:

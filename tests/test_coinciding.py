@@ -6,11 +6,12 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_mi import Behavior, Record, circuits, measure
 from lightning_mi.behaviors import RepeatedTokens
@@ -77,7 +78,6 @@ MEASURED: dict[str, Made] = {
 # What is no share of the difference: sizes, the metric itself, patterns and weights.
 DEFINED = {
     "SubjectTracing": {"total"},
-    "CircuitScorecard": {"edges", "nodes", "bits"},
     "EdgeAttribution": {"clean", "corrupted"},
     "HypothesisTest": {"fit_heads", "fit_units"},
     "FunctionalSubspaces": {"rank", "effective_rank", "overlap"},
@@ -127,6 +127,59 @@ def test_where_they_differ_the_same_shares_are_numbers(name: str) -> None:
     shares = [r for r in records if r.what not in DEFINED.get(name, ())]
     assert any(bool(r.panel.values.isfinite().any()) for r in shares)
     assert not any(told(r.panel.convention.get("reason")) for r in shares)
+
+
+def scores_at_step_0(made: circuits.CircuitScorecard) -> dict[str, Any]:
+    """Return the panels of a card in a sweep, which nothing may stop."""
+    panels = {r.what: r.panel for r in measure(model(), made)}
+    assert math.isnan(panels["faithfulness"].item())
+    assert told(panels["faithfulness"].convention["reason"])
+    return panels
+
+
+@pytest.mark.parametrize("n_edges", [None, 5])
+def test_a_search_that_finds_nothing_is_undefined_wherever_it_would_be_judged(
+    n_edges: int | None,
+) -> None:
+    """The prompts of the search coincide, those of the judge do not."""
+    whole = behavior()
+    card = circuits.CircuitScorecard(whole, n_edges=n_edges, controls=1, seed=3)
+    found_on, _ = whole.split(card.share, card.seed)
+    corrupted = whole.corrupted.clone()
+    for row in range(len(whole)):
+        if bool((found_on.clean == whole.clean[row]).all(1).any()):
+            corrupted[row] = whole.clean[row]
+    part = dataclasses.replace(whole, corrupted=corrupted)
+    panels = scores_at_step_0(dataclasses.replace(card, behavior=part))
+    assert all(math.isnan(panels[name].item()) for name in ("edges", "nodes", "bits"))
+
+
+def test_an_ablation_that_changes_nothing_stops_no_sweep() -> None:
+    """Scores, from corrupted prompts, are defined; shares of what zeros change are not."""
+    pair = dataclasses.replace(behavior().select([0, 0]), target=7)
+    graph = edge_patching(model(), pair).graph
+    alone = Circuit(graph, ()).run(model(), pair, ablation="zero")
+    # Without any of the embeddings norms magnify what rounding leaves, so two digits are asked for.
+    whole, zeroed = (round(float(m[0]), 2) for m in (alone.clean, alone.ablated))
+
+    def as_far_from_either_run(outputs: Tensor, batch: object) -> Tensor:
+        logit = outputs[:, -1, 7]
+        rounded = logit + (logit.round(decimals=2) - logit).detach()
+        return (rounded - (whole + zeroed) / 2) ** 2
+
+    asked = dataclasses.replace(pair, target=as_far_from_either_run)
+    assert edge_patching(model(), asked).reason is None
+    scores_at_step_0(circuits.CircuitScorecard(asked, ablation="zero", controls=1))
+    with pytest.raises(ArgumentError, match="no difference"):
+        circuits.smallest_circuit(model(), asked, edge_patching(model(), asked), ablation="zero")
+
+
+def test_a_kept_circuit_has_its_size_where_nothing_is_defined(tmp_path: Path) -> None:
+    found = edge_patching(model(), behavior()).circuit(n_edges=4)
+    found.save(tmp_path / "kept.json")
+    same = behavior(same=True)
+    made = circuits.CircuitScorecard(same, circuit=str(tmp_path / "kept.json"), controls=1)
+    assert scores_at_step_0(made)["edges"].item() == len(found)
 
 
 def test_functions_say_it_too() -> None:

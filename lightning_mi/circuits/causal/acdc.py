@@ -50,7 +50,7 @@ def acdc(
 
     Raises:
         ArgumentError: If the graph is too large, the threshold is negative, or the metric is the
-            same on clean and corrupted prompts.
+            same on clean and corrupted prompts: then there is no circuit that could be returned.
     """
     if not threshold >= 0.0:
         raise ArgumentError.of("threshold", expected="at least 0", got=threshold, do="Take 0.02.")

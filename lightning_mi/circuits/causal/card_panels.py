@@ -48,10 +48,12 @@ def panels(card: Scorecard) -> dict[str, Panel]:
         "rest": _number(card.rest, about, "rest", best=0.0),
         "incompleteness": _number(card.incompleteness, about, "incompleteness", best=0.0),
         "distance": _number(card.distance, about, unit="metric", best=0.0),
-        "edges": _count(card.edges, card.all_edges, "edges", about, "edges"),
-        "nodes": _count(card.nodes, card.all_nodes, "nodes", about),
-        "bits": _count(card.bits, card.all_edges, "bits", about),
     }
+    there = card.circuit is None or card.circuit.undefined is None
+    size = (card.edges, card.nodes, card.bits) if there else (math.nan,) * 3
+    made["edges"] = _count(size[0], card.all_edges, "edges", about, "edges")
+    made["nodes"] = _count(size[1], card.all_nodes, "nodes", about)
+    made["bits"] = _count(size[2], card.all_edges, "bits", about)
     others = {
         "shuffled": controls.shuffled,
         "untrained": controls.untrained,
@@ -62,7 +64,8 @@ def panels(card: Scorecard) -> dict[str, Panel]:
     }
     for name, e in others.items():
         if e is not None:
-            made[name] = _number(e, about, name if name == "beyond_random" else None)
+            more: dict[str, Any] = {"all": list(controls.searches)} if name == "shuffled" else {}
+            made[name] = _number(e, about, name if name == "beyond_random" else None, **more)
     if controls.random:
         every = list(controls.random)
         made["random"] = scalar(max(every), "share", **about, all=every, display=REPORTED)

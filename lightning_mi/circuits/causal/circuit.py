@@ -121,6 +121,12 @@ class Circuit:
         """How it was found, without the marks of the prompts that it was found on."""
         return {k: v for k, v in self.found_by.items() if k != "prompts"}
 
+    @property
+    def undefined(self) -> str | None:
+        """Why its search found no circuit, as where the metric coincides; None if it did."""
+        why = self.found_by.get("undefined")
+        return None if why is None else str(why)
+
     def with_mask(self, mask: Tensor) -> Circuit:
         """Return a circuit of the same graph with other edges.
 
@@ -316,6 +322,7 @@ class Circuit:
         ablation: Ablation = "corrupted",
         task: Task | None = None,
         controls: int = 8,
+        shuffles: int = 8,
         seed: int = 0,
     ) -> Scorecard:
         """Answer the four demands on a good circuit with numbers; see `Scorecard`.
@@ -330,6 +337,7 @@ class Circuit:
             ablation: What edges outside the circuit carry.
             task: How the model is called.
             controls: Number of random connected circuits.
+            shuffles: Number of searches on shuffled answers.
             seed: Seed of all that is drawn.
 
         Returns:
@@ -337,7 +345,7 @@ class Circuit:
         """
         from .judge import Judge
 
-        judge = Judge(self, scores, ablation, task, controls, seed)
+        judge = Judge(self, scores, ablation, task, controls, seed, shuffles=shuffles)
         return judge(model, behavior, untrained)
 
     def svg(self) -> str:

@@ -17,7 +17,7 @@ from .edges import edge_attribution
 from .judge import Judge
 from .scorecard import Scorecard
 from .scores import EdgeScores
-from .search import smallest_circuit
+from .search import searched
 
 __all__ = ["CircuitScorecard"]
 
@@ -44,6 +44,7 @@ class CircuitScorecard:
         controls: Number of random connected circuits.
         nodes: Most nodes that are removed one by one.
         seed: Seed of split and draws.
+        shuffles: Number of searches on shuffled answers.
 
     Example:
         >>> import torch
@@ -62,6 +63,7 @@ class CircuitScorecard:
     controls: int = 8
     nodes: int = 32
     seed: int = 0
+    shuffles: int = 8
 
     def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
@@ -92,7 +94,15 @@ class CircuitScorecard:
         anatomy = Anatomy.of(model, found_on.clean, task=task)
         circuit, scores = self._circuit(model, found_on, task, anatomy)
         judge = Judge(
-            circuit, scores, self.ablation, task, self.controls, self.seed, self.nodes, anatomy
+            circuit,
+            scores,
+            self.ablation,
+            task,
+            self.controls,
+            self.seed,
+            self.nodes,
+            anatomy,
+            self.shuffles,
         )
         return judge(model, judged_on)
 
@@ -102,11 +112,11 @@ class CircuitScorecard:
         if self.circuit is not None:
             return Circuit.load(self.circuit), None
         scores = edge_attribution(model, found_on, steps=self.steps, task=task, anatomy=anatomy)
-        if scores.reason is not None:
-            return Circuit(scores.graph, (), found_by={"undefined": scores.reason}), None
-        if self.n_edges is not None:
+        if scores.reason is None and self.n_edges is not None:
             return scores.circuit(n_edges=self.n_edges), scores
-        found = smallest_circuit(
+        found = searched(
             model, found_on, scores, ablation=self.ablation, task=task, anatomy=anatomy
         )
+        if isinstance(found, str):  # At step 0, say: the judge then says why nothing is defined.
+            return Circuit(scores.graph, (), found_by={"undefined": found}), None
         return found, scores

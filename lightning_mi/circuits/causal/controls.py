@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from ...behavior import Behavior
 from ...task import Task
 from .edges import edge_attribution
 from .estimates import Estimate, interval
-from .extraction import greedy
+from .extraction import How, greedy
 from .graph import Graph
 from .scores import EdgeScores
 from .trial import Trial
@@ -36,8 +37,11 @@ class Controls:
         random: Faithfulness of random connected circuits matched in size, layers and node types.
         beyond_random: Faithfulness less the mean of ``random``; circuits are drawn anew, too.
         beyond_best: Faithfulness less that of the best random circuit.
-        shuffled: Faithfulness of the circuit that the same search finds for shuffled answers.
-        beyond_shuffled: Faithfulness less that.
+        shuffled: Faithfulness of circuits that the same search finds for shuffled answers, mean
+            over shuffles; these are drawn anew, too.
+        searches: The same by shuffle. One shuffle tells little: where few paths change at all
+            between the two prompts, some find the circuit itself, and others nothing.
+        beyond_shuffled: Faithfulness less ``shuffled``.
         untrained: (m₀(C) − m₀(∅)) / (m(M) − m(∅)), m₀ of the untrained model: its own effect
             would be 0 / 0.
         beyond_untrained: Faithfulness less that.
@@ -47,6 +51,7 @@ class Controls:
     beyond_random: Estimate | None = None
     beyond_best: Estimate | None = None
     shuffled: Estimate | None = None
+    searches: tuple[float, ...] = ()
     beyond_shuffled: Estimate | None = None
     untrained: Estimate | None = None
     beyond_untrained: Estimate | None = None
@@ -70,15 +75,15 @@ class Controls:
 
 
 def controls_of(
-    trial: Trial, mask: Tensor, other: Tensor | None, count: int, seed: int = 0
+    trial: Trial, mask: Tensor, others: Sequence[Tensor], count: int, seed: int = 0
 ) -> Controls:
-    """Return what random circuits do, and one that was found for shuffled answers.
+    """Return what random circuits do, and those that were found for shuffled answers.
 
     Args:
         trial: The model and the prompts.
         mask: The circuit ``[writer, reader]``, boolean or in codes. Random ones are live at all
             positions.
-        other: The circuit found for shuffled answers, or None.
+        others: The circuits found for shuffled answers, if there are any.
         count: Number of random circuits.
         seed: Seed of the draws.
 
@@ -86,13 +91,15 @@ def controls_of(
         The controls, without those of the untrained model.
     """
     drawn = random_circuits(trial.bench.graph, mask.bool(), count, seed)
-    sets = [mask, *([] if other is None else [other]), *drawn]
-    made = trial.metric(sets)
-    alone, lucky = made[0], made[len(sets) - len(drawn) :]
+    made = trial.metric([mask, *others, *drawn])
+    alone, searched, lucky = torch.split(made, [1, len(others), len(drawn)])
     found = Controls()
-    if other is not None:
+    if len(searched):
         found = dataclasses.replace(
-            found, shuffled=trial.share(made[1]), beyond_shuffled=trial.share(alone, made[1])
+            found,
+            shuffled=_mean(trial, searched - trial.nothing),
+            searches=tuple(trial.share(row).value for row in searched),
+            beyond_shuffled=_mean(trial, alone - searched),
         )
     if not len(lucky):
         return found
@@ -101,19 +108,18 @@ def controls_of(
     return dataclasses.replace(
         found,
         random=tuple(shares),
-        beyond_random=_beyond(trial, alone, lucky),
-        beyond_best=trial.share(alone, best),
+        beyond_random=_mean(trial, alone - lucky),
+        beyond_best=trial.share(alone[0], best),
     )
 
 
-def _beyond(trial: Trial, alone: Tensor, lucky: Tensor) -> Estimate:
-    """Return faithfulness less the mean of random circuits; prompts and circuits drawn anew."""
+def _mean(trial: Trial, gains: Tensor) -> Estimate:
+    """Return the mean of gains ``[circuit, example]`` as a share; both are drawn anew."""
     draws = trial.draws
-    each = draws.means(alone - lucky)
-    picks = torch.randint(len(lucky), each.T.shape, generator=draws.generator)
-    gain = each.T.gather(1, picks).mean(1) / draws.means(trial.whole)
-    value = float((alone - lucky).mean() / trial.whole.mean())
-    return interval(value, gain)
+    each = draws.means(gains).T
+    picks = torch.randint(len(gains), each.shape, generator=draws.generator)
+    drawn = each.gather(1, picks).mean(1) / draws.means(trial.whole)
+    return interval(float(gains.mean() / trial.whole.mean()), drawn)
 
 
 def same_search(
@@ -124,7 +130,8 @@ def same_search(
     task: Task | None,
     seed: int = 0,
     anatomy: Anatomy | None = None,
-) -> tuple[Tensor | None, str | None]:
+    count: int = 1,
+) -> tuple[list[Tensor], str | None]:
     """Return what the search that found a circuit finds when prompts have others' answers.
 
     Args:
@@ -133,17 +140,38 @@ def same_search(
         scores: The scores it was found by, or None.
         behavior: Prompts to search on where ``scores`` does not hold its own.
         task: How the model is called.
-        seed: Seed of the shuffle.
+        seed: Seed of the first shuffle; the next ones have the next seeds.
         anatomy: What the model is made of, where that is known already.
+        count: Number of shuffles.
 
     Returns:
-        Boolean ``[writer, reader]`` and None, or None and why there is none.
+        A boolean ``[writer, reader]`` for each shuffle, of as many edges or a few more, and None;
+        or none and why.
     """
+    if count < 1:
+        return [], None
     if scores is None or not scores.method.startswith("EAP"):
-        return None, "the circuit was not found by edge attribution whose scores are at hand"
-    other = shuffled(scores.found_on or behavior, seed)
-    if other is None:
-        return None, "the behavior names no answers that could be shuffled"
+        return [], "the circuit was not found by edge attribution whose scores are at hand"
+    found, why = [], None
+    for turn in range(count):
+        other = shuffled(scores.found_on or behavior, seed + turn)
+        if other is None:
+            return [], "the behavior names no answers that could be shuffled"
+        mask, why = _searched(model, circuit, scores, other, task, anatomy)
+        if mask is not None:
+            found.append(mask)
+    return found, None if found else why
+
+
+def _searched(
+    model: nn.Module,
+    circuit: Circuit,
+    scores: EdgeScores,
+    other: Behavior,
+    task: Task | None,
+    anatomy: Anatomy | None,
+) -> tuple[Tensor | None, str | None]:
+    """Return what the search finds for another behavior, or why it finds nothing."""
     found = edge_attribution(
         model,
         other,
@@ -155,13 +183,14 @@ def same_search(
     )
     if found.reason is not None:
         return None, f"with shuffled answers {found.reason}"
-    said = circuit.found_by
-    made = found.circuit(
-        n_edges=int(circuit.mask.sum()),
-        how="top" if said.get("how") == "top" else "greedy",
-        absolute=said.get("ranking") != "signed",
-    )
-    return made.mask, None
+    said, size = circuit.found_by, int(circuit.mask.sum())
+    how: How = "top" if said.get("how") == "top" else "greedy"
+    absolute, asked = said.get("ranking") != "signed", size
+    mask = found.circuit(asked, how=how, absolute=absolute).mask
+    while (lacking := size - int(mask.sum())) > 0 and asked < found.graph.n_edges:
+        asked += lacking  # What leads nowhere was pruned: a smaller circuit would be no match.
+        mask = found.circuit(asked, how=how, absolute=absolute).mask
+    return mask, None
 
 
 def random_circuits(graph: Graph, mask: Tensor, count: int, seed: int = 0) -> Tensor:

@@ -41,6 +41,7 @@ class Judge:
         seed: Seed of all that is drawn.
         nodes: Most nodes that are removed one by one, the strongest: what the work follows from.
         anatomy: What the model is made of, where that is known already.
+        shuffles: Number of searches on shuffled answers.
     """
 
     circuit: Circuit
@@ -51,6 +52,7 @@ class Judge:
     seed: int = 0
     nodes: int = 32
     anatomy: Anatomy | None = None
+    shuffles: int = 8
 
     def __call__(
         self, model: nn.Module, behavior: BehaviorLike, untrained: nn.Module | None = None
@@ -73,16 +75,17 @@ class Judge:
             mask, where = self.circuit.laid(bench)
             anatomy = bench.wiring.anatomy
             trial = Trial.on(bench, self.seed, where)
-            if trial.reason is not None:
+            reason = self.circuit.undefined or trial.reason
+            if reason is not None:
                 blank, convention = self._blank(trial, mask), self._convention(own)
-                return dataclasses.replace(blank, convention=convention, reason=trial.reason)
-            shuffled, why = same_search(
-                model, self.circuit, scores, own, self.task, self.seed, anatomy
+                return dataclasses.replace(blank, convention=convention, reason=reason)
+            others, why = same_search(
+                model, self.circuit, scores, own, self.task, self.seed, anatomy, self.shuffles
             )
             roles, unknown = roles_of(self.circuit, model, own, self.task, anatomy)
             links = links_of(self.circuit, anatomy)
             card = self._judged(trial, mask, scores, roles)
-            against = controls_of(trial, mask, shuffled, self.controls, self.seed)
+            against = controls_of(trial, mask, others, self.controls, self.seed)
         if untrained is not None:
             against = self._with_untrained(against, trial, card, untrained, own)
         notes = {"shuffled answers": why, "roles": unknown}

@@ -15,14 +15,12 @@ from .controls import Controls
 from .curves import Curve
 from .estimates import Estimate
 from .readable import Link
+from .search import FAITHFUL
 
 if TYPE_CHECKING:
     from .circuit import Circuit
 
 __all__ = ["Estimate", "Scorecard"]
-
-FAITHFUL = (0.8, 1.2)
-"""A circuit below does too little of what the model does; one above, more than the model."""
 
 
 @dataclass(frozen=True, eq=False)

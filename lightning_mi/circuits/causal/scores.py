@@ -142,7 +142,8 @@ class EdgeScores:
 
         Raises:
             ArgumentError: If neither or both of number and threshold are given, the number is no
-                int of at least 0, or scores are undefined.
+                int of at least 0, or scores are undefined: then there is no circuit that could be
+                returned, and ``reason`` says why.
         """
         from .circuit import Circuit
 

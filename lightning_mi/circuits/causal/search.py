@@ -20,7 +20,10 @@ from .trial import Trial
 if TYPE_CHECKING:
     from .circuit import Circuit
 
-__all__ = ["smallest_circuit"]
+__all__ = ["searched", "smallest_circuit"]
+
+FAITHFUL = (0.8, 1.2)
+"""A circuit below does too little of what the model does; one above, more than the model."""
 
 GRID = 24
 """Sizes that are tried, evenly on a logarithmic scale."""
@@ -31,8 +34,8 @@ def smallest_circuit(
     behavior: BehaviorLike,
     scores: EdgeScores,
     *,
-    least: float = 0.8,
-    most: float = 1.2,
+    least: float = FAITHFUL[0],
+    most: float = FAITHFUL[1],
     how: How = "greedy",
     ablation: Ablation = "corrupted",
     task: Task | None = None,
@@ -60,22 +63,55 @@ def smallest_circuit(
         The circuit, the full graph if no smaller one passes.
 
     Raises:
-        ArgumentError: If scores are undefined, or ablation does not change the metric.
+        ArgumentError: If scores are undefined, or ablation does not change the metric: then there
+            is no circuit that could be returned. `CircuitScorecard` measures NaN with the reason.
     """
+    found = searched(model, behavior, scores, (least, most), how, ablation, task, anatomy)
+    if isinstance(found, str):
+        raise ArgumentError.of(
+            "scores", expected="defined scores and effects", got=found, do="Train further."
+        )
+    return found
+
+
+def searched(
+    model: nn.Module,
+    behavior: BehaviorLike,
+    scores: EdgeScores,
+    between: tuple[float, float] = FAITHFUL,
+    how: How = "greedy",
+    ablation: Ablation = "corrupted",
+    task: Task | None = None,
+    anatomy: Anatomy | None = None,
+) -> Circuit | str:
+    """Return the smallest circuit, or why there is none; see `smallest_circuit`.
+
+    Args:
+        model: The user's model; it is left as it was.
+        behavior: Prompts to search on.
+        scores: What edges are ranked by.
+        between: Least and largest faithfulness.
+        how: See `EdgeScores.circuit`.
+        ablation: What edges outside carry.
+        task: How the model is called; None calls it with the batch.
+        anatomy: What it is made of, where that is known already.
+
+    Returns:
+        The circuit, or a sentence.
+    """
+    if scores.reason is not None:
+        return scores.reason
     graph, keys = scores.graph, scores.effects.abs().nan_to_num()
     with on_bench(model, behavior, ablation=ablation, task=task, anatomy=anatomy) as bench:
         trial = Trial.on(bench)
-        why = scores.reason or trial.reason
-        if why is not None:
-            raise ArgumentError.of(
-                "scores", expected="defined scores and effects", got=why, do="Train further."
-            )
+        if trial.reason is not None:
+            return trial.reason
 
         def first(sizes: list[int]) -> int | None:
             for size in sizes:
                 mask = extract(graph, keys, how, size)
                 f = trial.share(trial.metric(mask[None])[0]).value
-                if mask.any() and least <= f <= most:
+                if mask.any() and between[0] <= f <= between[1]:
                     return size
             return None
 
@@ -85,8 +121,8 @@ def smallest_circuit(
             found = graph.n_edges
         elif found > 1:
             before = grid[grid.index(found) - 1] if found != grid[0] else 0
-            between = torch.linspace(before + 1, found, min(GRID, found - before)).long().tolist()
-            found = first(sorted(set(between))) or found
+            tried = torch.linspace(before + 1, found, min(GRID, found - before)).long().tolist()
+            found = first(sorted(set(tried))) or found
     return scores.circuit(n_edges=found, how=how)
 
 

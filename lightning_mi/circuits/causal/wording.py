@@ -55,7 +55,9 @@ def _controls(card: Scorecard) -> Iterator[tuple[str, str]]:
         low, high = (round(v, 2) + 0.0 for v in (min(controls.random), max(controls.random)))
         yield "random connected circuits", f"{low:.2f} to {high:.2f}"
     if controls.shuffled is not None:
-        yield "found for shuffled answers", str(controls.shuffled)
+        low, high = (round(v, 2) + 0.0 for v in (min(controls.searches), max(controls.searches)))
+        between = f", {low:.2f} to {high:.2f}" if len(controls.searches) > 1 else ""
+        yield "found for shuffled answers", f"{controls.shuffled}{between}"
     if controls.untrained is not None:
         yield "in the untrained model", str(controls.untrained)
     for name, margin in controls.margins.items():
