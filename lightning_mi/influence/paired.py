@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,8 +27,11 @@ LARGEST = 2**24
 """Numbers of a batch's gradients in full, of one parameter that has no factors, beyond which such
 a parameter is better differentiated in the direction of each query."""
 
-PRODUCTS = 2**17
+PRODUCTS = 2**16
 """Products of rows that exist at once; so many stay in a processor's cache."""
+
+Adding: TypeAlias = Callable[[Tensor, slice], None]
+"""Adds products with the gradients of some examples, of those in the slice, to a total."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,14 +93,24 @@ class Queries:
             pieces = _pieces(self.reader, self.point, batch, slopes)
             if pieces is None:
                 return None
-            total = torch.zeros(
-                batch_size(batch), self.count, dtype=self._kind, device=self.point.device
-            )
-            for name, own in grouped(pieces).items():
-                if name in asked:
-                    asked[name].add(total, own)
-            rows.append(total.to(wide(self.point.device)))
+            known = [(asked[n], own) for n, own in grouped(pieces).items() if n in asked]
+            adding = [add for block, own in known for add in block.adding(own)]
+            rows.append(self._total(adding, batch_size(batch)))
         return torch.cat(rows) if len(rows) > 1 else rows[0]
+
+    def _total(self, adding: Sequence[Adding], examples: int) -> Tensor:
+        """Return ``[example, query]``, a few examples at a time so that a cache holds them."""
+        device, count = self.point.device, self.count
+        total = torch.empty(examples, count, dtype=wide(device), device=device)
+        step = min(max(1, PRODUCTS // count), examples)
+        memory = total.new_empty(step, count, dtype=self._kind)
+        for start in range(0, examples, step):
+            where = slice(start, min(start + step, examples))
+            part = memory[: where.stop - start].zero_()
+            for add in adding:
+                add(part, where)
+            total[where] = part
+        return total
 
     def _of_block(self, scale: Tensor, block: Block) -> Tensor:
         narrow = scale.to(self._kind)
@@ -191,14 +204,22 @@ class _Asked:
     pieces: Sequence[Piece]
     scale: Tensor
 
-    def add(self, total: Tensor, own: Sequence[Piece]) -> None:
-        """Add the products with the gradients of examples to ``[example, query]``."""
-        if self._inputs is not None and self._by_rows(own):
-            for piece in own:
-                for other in self.pieces:
-                    _add_row_products(total, piece, other, self._inputs)
-        else:
-            add_dots(total, self.block, own, self._weights)
+    def adding(self, own: Sequence[Piece]) -> list[Adding]:
+        """Return what adds the products with the gradients of examples to ``[example, query]``."""
+        if self._inputs is None or not self._by_rows(own):
+            return [self._adding_whole(own)]
+        pairs = [(a, b) for a in own for b in self.pieces]
+        return [
+            _adding_rows(a, b, self._inputs)
+            for a, b in pairs
+            if isinstance(a, Matrix) and isinstance(b, Matrix)
+        ]
+
+    def _adding_whole(self, own: Sequence[Piece]) -> Adding:
+        def add(total: Tensor, where: slice) -> None:
+            add_dots(total, self.block, [p.examples(where) for p in own], self._weights)
+
+        return add
 
     @cached_property
     def _weights(self) -> Tensor:
@@ -233,22 +254,26 @@ class _Asked:
         return work * count < self.block.size * (count + rows)
 
 
-def _add_row_products(total: Tensor, piece: Piece, other: Piece, scale: Tensor) -> None:
-    """Add Σ (left · left')(right · right') over pairs of rows, for every example and query."""
-    if not isinstance(piece, Matrix) or not isinstance(other, Matrix):
-        return
-    sides = [(piece.left, other.left), (piece.right, other.right)]
+def _adding_rows(piece: Matrix, other: Matrix, scale: Tensor) -> Adding:
+    """Return what adds Σ (left · left')(right · right') over pairs of rows."""
+    pairs = [(piece.left, other.left), (piece.right, other.right)]
+    sides = [(own.rows[0], _flat(b, None if b.pulled else scale).T) for own, b in pairs]
     rows, asked = piece.pulled.rows.shape[2], other.pulled.rows.shape[2]
-    step = max(1, PRODUCTS // (rows * asked * total.shape[1]))
-    flat = [(own, _flat(b, None if b.pulled else scale).T) for own, b in sides]
-    for start in range(0, len(total), step):
-        where = slice(start, start + step)
-        one, two = (own.rows[0, where].flatten(0, 1) @ b for own, b in flat)
+
+    def add(total: Tensor, where: slice) -> None:
+        each = [(own[where], b) for own, b in sides]
         if rows * asked == 1:
-            total[where].addcmul_(one, two)
-        else:
+            one, two = (own[:, 0] @ b for own, b in each)
+            total.addcmul_(one, two)
+            return
+        step = max(1, PRODUCTS // (rows * asked * total.shape[1]))
+        for start in range(0, len(total), step):
+            some = slice(start, start + step)
+            one, two = (own[some].flatten(0, 1) @ b for own, b in each)
             product = one.mul_(two).reshape(-1, rows, total.shape[1], asked)
-            total[where] += product.sum((1, 3))
+            total[some] += product.sum((1, 3))
+
+    return add
 
 
 def _flat(factor: Factor, scale: Tensor | None) -> Tensor:
