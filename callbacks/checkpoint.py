@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from ..schedule import Schedule
 from ._base import Callback, LightningModule, Trainer
 from ._facts import is_last
+from ._progress import Progress
 
 __all__ = ["ScheduledCheckpoint"]
 
@@ -55,6 +58,8 @@ class ScheduledCheckpoint(Callback):
         self.paths: list[Path] = []
         self._last_step = 0
         self._saved_at: int | None = None
+        self._progress = Progress()
+        self._fitting: tuple[Trainer, LightningModule] | None = None
 
     @property
     def state_key(self) -> str:
@@ -81,8 +86,21 @@ class ScheduledCheckpoint(Callback):
             pl_module: The user's model.
         """
         self._last_step = trainer.global_step
+        self._fitting = trainer, pl_module
         if self.schedule.start and trainer.global_step == 0:
             self.save(trainer)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Remember the learning rates of this step: the scheduler moves on before it is saved.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The user's model.
+            optimizer: The optimizer that is about to step.
+        """
+        self._progress.take_rates(optimizer)
 
     def on_train_batch_end(
         self,
@@ -115,6 +133,35 @@ class ScheduledCheckpoint(Callback):
         """
         if self.schedule.end and is_last(trainer):
             self.save(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the model and its optimizers.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The user's model.
+            stage: ``"fit"``, ``"validate"``, …
+        """
+        self._fitting = None
+        self._progress.forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the learning rates of the last step, by parameter name.
+
+        Returns:
+            Built-in types, for whoever adds up over checkpoints; empty outside of training.
+        """
+        if self._fitting is None:
+            return {}
+        return {"learning_rates": self._progress.learning_rates(*self._fitting)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the rates of the step that training goes on from.
+
+        Args:
+            state_dict: What `state_dict` returned.
+        """
+        self._progress.resume(state_dict)
 
     def save(self, trainer: Trainer) -> None:
         """Save now, on all ranks, unless this step was saved already.

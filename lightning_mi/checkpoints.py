@@ -110,7 +110,7 @@ class Checkpoint:
             weights=_weights(content, weights, Path(path)),
             samples=state.get("samples"),
             tokens=state.get("tokens"),
-            learning_rates=state.get("learning_rates", {}),
+            learning_rates=state.get("learning_rates") or _kept_rates(content),
         )
 
 
@@ -360,6 +360,17 @@ def _monitor_state(content: Mapping[str, Any]) -> Mapping[str, Any]:
     callbacks = content.get("callbacks", {})
     states = (s for s in callbacks.values() if isinstance(s, Mapping) and STATE_MARK in s)
     return next(states, {})
+
+
+def _kept_rates(content: Mapping[str, Any]) -> Mapping[str, float]:
+    """Return the rates that ScheduledCheckpoint kept where no monitor did."""
+    states = content.get("callbacks", {}).items()
+    kept = (
+        s.get("learning_rates")
+        for key, s in states
+        if str(key).startswith("ScheduledCheckpoint") and isinstance(s, Mapping)
+    )
+    return next((rates for rates in kept if rates), {})
 
 
 def _step(content: Mapping[str, Any], path: Path) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lightning_mi import ArgumentError, Context, ModelError, Panel, Run, measure, sweep
+from lightning_mi.callbacks import ScheduledCheckpoint
 from lightning_mi.checkpoints import STATE_MARK, Checkpoint, find_checkpoints, load_weights
 from lightning_mi.record import scalar
 
@@ -200,6 +201,44 @@ def test_counts_and_rates_come_from_the_monitors_state(tmp_path: Path) -> None:
     assert record.panel.item() == 0.5
     torch.save(lightning_content(), tmp_path / "step=7.ckpt")
     assert Checkpoint.load(tmp_path / "step=7.ckpt").samples is None
+
+
+@pytest.mark.parametrize("package", ["pytorch_lightning", "lightning.pytorch"])
+def test_rates_are_those_of_the_step_before_the_scheduler_moved_on(
+    tmp_path: Path, package: str
+) -> None:
+    pl = pytest.importorskip(package)
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(3, 2)
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), 0.5)
+            scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    saver = ScheduledCheckpoint(tmp_path, every_n_train_steps=1)
+    trainer = pl.Trainer(
+        max_steps=4,
+        accelerator="cpu",
+        callbacks=[saver],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    data = torch.utils.data.TensorDataset(*BATCH)
+    trainer.fit(Module(), torch.utils.data.DataLoader(data, batch_size=2))
+    rates = [Checkpoint.load(p).learning_rates for p in saver.paths]
+    assert [r["net.weight"] for r in rates] == [0.5, 0.5, 0.5, 0.25, 0.25]  # steps 0 to 4
+    assert saver.state_dict() == {}
+    saver.load_state_dict({})  # as older checkpoints have it
 
 
 def test_averaged_and_current_weights(tmp_path: Path) -> None:
