@@ -193,8 +193,11 @@ def _root_columns(objective: Objective, outputs: Tensor, batch: Any) -> list[Ten
 def _sampled_tokens(
     task: NextToken, outputs: Tensor, batch: Any, places: Sequence[int], seed: int
 ) -> Tensor:
-    weight = _shares(task.labels(batch), outputs)
-    u = _uniform(places, outputs.shape[1], seed, outputs)
+    labels = task.labels(batch)
+    weight = _shares(labels, outputs)
+    # Counted from the text's own first label: where it stands depends on how it is padded.
+    place = ((labels != IGNORED).cumsum(1) - 1).clamp(min=0)
+    u = _uniform(places, outputs.shape[1], seed, outputs).gather(1, place)
     return _drawn(outputs, u) * weight.sqrt().to(outputs.dtype)[..., None]
 
 
