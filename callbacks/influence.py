@@ -64,7 +64,8 @@ class InfluenceMonitor(MeasurementMonitor):
     starts.
 
     Logged keys: ``mi_influence/top`` (picture or table: top proponents and opponents with their
-    text; scores in units of the query's loss). The run folder holds all scores.
+    text; scores in units of the query's loss), for ``"kfac"`` and ``"ekfac"``
+    ``mi_influence_function/top`` and ``…/gradient_norm``. The run folder holds all scores.
 
     Args:
         candidates: Training examples that are scored: a number (drawn by ``seed``), a list of
