@@ -27,6 +27,7 @@ from lightning_mi.circuits import (
     Graph,
     Residual,
     SubjectTracing,
+    SubspacePatching,
     attention_knockout,
     characterise,
     effective_number,
@@ -535,6 +536,27 @@ def test_tracing_runs_as_a_measurement_and_refuses_nonsense() -> None:
     for wrong in ({"what": "heads"}, {"window": 0}, {"noise": 0.0}, {"draws": 0}):
         with pytest.raises(ArgumentError):
             subject_tracing(model, facts(), **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layer", ["", ".1."])
+def test_a_model_that_diverged_says_nothing_and_stops_nothing(layer: str) -> None:
+    model = tiny_gpt2()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if layer in name:
+                weight.fill_(math.nan)
+    pairs, parts = facts(4), ("L1H0", "MLP1", "resid1")
+    tests = [
+        FunctionalSubspaces({"facts": pairs}, parts),
+        FunctionalSubspaces({"facts": pairs}, ("MLP1",), name="alone"),
+        SubjectTracing(pairs, draws=1),
+        AttentionKnockout(pairs),
+        Functions(behaviors={"facts": pairs}),
+        *(SubspacePatching(pairs, part, name=part) for part in parts),
+    ]
+    for record in measure(model, tests):
+        values = record.panel.values
+        assert not bool(values.isnan().any()) or record.panel.convention["reason"], record.name
 
 
 def test_the_model_is_left_as_it_was() -> None:

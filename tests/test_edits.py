@@ -109,6 +109,33 @@ def test_tokens_are_suppressed_by_an_exact_amount_and_tied_embeddings_stay() -> 
         suppress_tokens(model, 7, example=ids)
 
 
+class Scaled(Tied):
+    """Logits are what the head returns, divided by eight."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids) / 8
+
+
+def test_the_amount_is_that_of_the_logits_where_the_model_scales_them() -> None:
+    model, ids = Scaled().eval(), torch.tensor([[1, 2, 3]])
+    logits = model(ids).detach()
+    with suppress_tokens(model, 5, amount=4.0, example=ids):
+        moved = model(ids).detach() - logits
+    assert torch.allclose(moved[..., 5], torch.full((1, 3), -4.0), atol=1e-5)
+    assert torch.equal(moved[..., :5], torch.zeros(1, 3, 5))
+
+
+def test_behavior_and_control_of_one_name_are_told_apart() -> None:
+    model, ids = Tied().eval(), torch.tensor([[1, 2], [3, 4]])
+    pair = Behavior(ids, ids.flip(1), answers=torch.tensor([0, 0]), name="asks")
+    edit = suppress_tokens(model, 0, example=ids)
+    names = [row.what for row in edit_table(edit, pair, pair).rows]
+    assert len({*names}) == len(names)
+    assert "asks, control: metric" in names
+    with pytest.raises(ArgumentError, match="tokenizer"):
+        edit_table(edit, pair, tokenizer=["a", "b"])
+
+
 def test_heads_are_scaled_and_the_stream_is_steered_as_by_hand() -> None:
     model, (ids, _) = Grouped().eval(), prompts()
     _, seen = written_out(model, ids)
@@ -207,7 +234,9 @@ def test_the_table_shows_behavior_control_divergence_and_leakage() -> None:
     gap = float((before[:, -1, 0] - before[:, -1, 4]).mean())
     assert rows["asks: metric"].before == pytest.approx(gap, abs=1e-5)
     assert rows["asks: metric"].after == pytest.approx(gap - 2.0, abs=1e-5)
-    assert rows["rests: metric"].after == pytest.approx(rows["rests: metric"].before, abs=1e-6)
+    assert rows["rests, control: metric"].after == pytest.approx(
+        rows["rests, control: metric"].before, abs=1e-6
+    )
     p = before[:, -1].softmax(-1)
     shifted = before.clone()
     shifted[..., 0] -= 2.0

@@ -51,10 +51,14 @@ class Planted(nn.Module):
 
 
 def pairs(count: int = 8) -> Behavior:
-    """Return prompts that differ in the bit, and in the second feature as well."""
-    first = torch.arange(count) % 2
-    clean = torch.stack([first, torch.zeros(count).long()], 1)
-    corrupted = torch.stack([3 - first, torch.zeros(count).long()], 1)
+    """Return prompts that differ in the bit, and in the second feature as well.
+
+    What follows is not attended to, and different in each of them.
+    """
+    row = torch.arange(count)
+    first, rest = row % 2, torch.stack([row // 4 % 4, row % 4], 1)
+    clean = torch.cat([first[:, None], rest], 1)
+    corrupted = torch.cat([3 - first[:, None], rest], 1)
     return Behavior(clean, corrupted, answers=first, wrong=1 - first)
 
 

@@ -201,6 +201,7 @@ class Exchange:
                 got=f"shape {tuple(W.shape)}",
                 do=f"{self.part} is {self.old.shape[-1]} wide.",
             )
+        W = W.nan_to_num(0.0, 0.0, 0.0)  # Where weights are not finite, effects are NaN anyway.
         U, s, _ = torch.linalg.svd(W, full_matrices=False)
         read: Tensor = U[:, s > SHARED * s.max()]
         return read

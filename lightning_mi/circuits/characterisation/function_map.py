@@ -160,6 +160,8 @@ class FunctionMap:
             about |= {"what": about.get("what", f"intensity of {name}"), "floor": self.floor}
             if name in self.reasons:
                 about["reason"] = self.reasons[name]
+            elif bool(values.isnan().any()):
+                about["reason"] = "NaN: there is no such head, or what it computes is not finite"
             made[name] = Panel(values, ("layer", "head"), unit="1", convention=about)
         names = {"feature": list(self.functions)}
         every = {"floor": self.floor, "null": None, "sign": "larger: spread wider"}

@@ -121,7 +121,8 @@ class FunctionalSubspace:
             **{**about, **told, "what": "largest share lost for random subspaces of the same rank"},
             all=list(self.random),
         )
-        empty = {"reason": "clean and corrupted values are the same"} if not self.rank else {}
+        same = "clean and corrupted values are the same"
+        empty = {} if self.rank else {"reason": self.reason or same}
         made["rank"] = scalar(
             float(self.rank), "dimensions", **about, what="dimensions that hold it"
         )
@@ -187,9 +188,12 @@ def functional_subspace(
         found, judged = own.split(seed=seed)
         trial = _Trial(plain, known, task or Task(), part, positions)
         rows = trial.differences(found)
+        finite = bool(rows.isfinite().all())
+        rows = rows if finite else torch.zeros_like(rows)  # Of what is not finite: no subspace.
         basis, shares, effective = _spanned(rows, rank, energy)
         written = _in_stream(basis, part, known)
         reason, ends, lucky = trial.effects(judged, basis, seed)
+        reason = reason if finite else "what the part computes is not finite"
     about = {
         "energy": energy,
         "positions": positions or "all",

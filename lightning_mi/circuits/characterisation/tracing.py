@@ -114,14 +114,16 @@ def subject_tracing(
         "null": 0.0,
     }
     if reason is not None:
-        about["reason"] = f"noise changes nothing: the metric is {clean:.4g} with and without it"
+        why = f"noise changes nothing: the metric is {clean:.4g} with and without it"
+        about["reason"] = why if math.isfinite(clean - noised) else "the metric is not finite"
     what_it_is = f"share of the lost metric that restoring one state ({what}) brings back"
     labels = {"feature": list(CLASSES)}
     if reason is None and bool(effect.isnan().any()):
         about["reason"] = "NaN: no prompt has such a position"
     shown = {**about, "what": what_it_is, "display": {}}
     told = {**about, "what": "m(clean) − m(noised)", "display": {"scalar": "total"}}
-    told.pop("reason", None)
+    if math.isfinite(clean - noised):
+        told.pop("reason", None)
     return {
         "effect": Panel(effect, ("layer", "feature"), labels, "share", shown),
         "total": scalar(clean - noised, "metric", **told),

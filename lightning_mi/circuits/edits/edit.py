@@ -16,6 +16,9 @@ from ...task import Task
 
 __all__ = ["Edit", "swapped"]
 
+SCALED = 0.01
+"""Outputs that lie so near a multiple of the head's, relative to the largest, are one."""
+
 
 @dataclass(eq=False)
 class Edit:
@@ -114,8 +117,8 @@ def swapped(module: nn.Module, name: str, new: Tensor) -> Iterator[None]:
         setattr(module, name, old)
 
 
-def output_head(model: nn.Module, batch: Any, task: Task) -> nn.Module:
-    """Return the module whose output is what the model answers.
+def output_head(model: nn.Module, batch: Any, task: Task) -> tuple[nn.Module, float]:
+    """Return the module whose output is what the model answers, and by what that is multiplied.
 
     Args:
         model: The user's model.
@@ -123,7 +126,8 @@ def output_head(model: nn.Module, batch: Any, task: Task) -> nn.Module:
         task: How it is called.
 
     Returns:
-        The last module without children that returned the model's logits.
+        The last module without children that returned the model's logits, and the factor by which
+        the model scales them afterwards; 1 where it does not, or does something else (soft-cap).
 
     Raises:
         ArgumentError: If no module returns them.
@@ -140,7 +144,7 @@ def output_head(model: nn.Module, batch: Any, task: Task) -> nn.Module:
             if next(module.children(), None) is None and list(module.parameters()):
                 stack.callback(module.register_forward_hook(hook).remove)
         outputs = task.outputs(plain, batch)
-    found = [module for module, value in made if value.shape == outputs.shape]
+    found = [(module, value) for module, value in made if value.shape == outputs.shape]
     if not found:
         raise ArgumentError.of(
             "model",
@@ -148,7 +152,18 @@ def output_head(model: nn.Module, batch: Any, task: Task) -> nn.Module:
             got=f"none in {type(plain).__name__}",
             do="Make the unembedding a module.",
         )
-    return found[-1]
+    head, value = found[-1]
+    return head, _factor(value, outputs)
+
+
+def _factor(value: Tensor, outputs: Tensor) -> float:
+    """Return the number by which one tensor is the other, or 1 where there is none."""
+    if torch.equal(value, outputs):
+        return 1.0
+    a, b = value.double(), outputs.double()
+    factor = float((a * b).sum() / a.square().sum())
+    close = float((b - factor * a).abs().max()) <= SCALED * float(b.abs().max())
+    return factor if factor > 0 and close else 1.0
 
 
 def as_ids(tokens: int | Sequence[int] | Tensor, count: int) -> list[int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...batch import attention_mask_of
 from ...behavior import Behavior, BehaviorLike, as_behavior
+from ...behaviors.encoding import loaded
 from ...isolation import untouched
 from ...record import Panel, scalar
 from ...target import Logit, LogProbability
@@ -119,6 +120,7 @@ def edit_table(
         spellings at the behavior's position, and the divergence.
     """
     chosen = [as_behavior(b) for b in (behavior, control) if b is not None]
+    whose = ("", ", control")[: len(chosen)]
     how = task or Task()
     watched = _watched(edit, tokenizer, variants)
     sides: list[tuple[list[EditRow], Tensor | None]] = []
@@ -128,8 +130,8 @@ def edit_table(
         try:
             with untouched(edit.model) as plain, torch.no_grad():
                 answered = [how.outputs(plain, b.clean) for b in chosen]
-                pairs = zip(chosen, answered, strict=True)
-                rows = [row for b, outputs in pairs for row in _asked(b, outputs)]
+                told = zip(chosen, answered, whose, strict=True)
+                rows = [row for b, outputs, w in told for row in _asked(b, outputs, w)]
                 rows += _probabilities(chosen[0], answered[0], watched)
                 logits = None if text is None else how.outputs(plain, text).float()
         finally:
@@ -141,22 +143,26 @@ def edit_table(
 
 
 def _watched(edit: Edit, tokenizer: Any, variants: Sequence[int]) -> dict[int, str]:
+    if tokenizer is not None:
+        tokenizer = loaded(tokenizer)
+    others = [] if tokenizer is None else [s for t in edit.tokens for s in spellings(tokenizer, t)]
+
     def shown(token: int) -> str:
         return str(token) if tokenizer is None else repr(tokenizer.decode([token]))
 
     found = {t: f"P({shown(t)}), edited" for t in edit.tokens}
-    others = [] if tokenizer is None else [s for t in edit.tokens for s in spellings(tokenizer, t)]
     for token in (*others, *variants):
         found.setdefault(int(token), f"P({shown(int(token))}), spelled otherwise")
     return found
 
 
-def _asked(behavior: Behavior, outputs: Tensor) -> list[EditRow]:
+def _asked(behavior: Behavior, outputs: Tensor, whose: str) -> list[EditRow]:
     metric = float(behavior.metric(outputs).float().mean())
-    rows = [EditRow(f"{behavior.name}: metric", metric, metric)]
+    name = f"{behavior.name}{whose}"
+    rows = [EditRow(f"{name}: metric", metric, metric)]
     if behavior.margin is not None or behavior.answers is not None:
         right = float(behavior.correct(outputs).float().mean())
-        rows.append(EditRow(f"{behavior.name}: correct", right, right, "share"))
+        rows.append(EditRow(f"{name}: correct", right, right, "share"))
     return rows
 
 

@@ -28,7 +28,9 @@ def suppress_tokens(
 
     Each logit is lowered by ``amount``, so the odds of a token against any other one are divided
     by exp(amount), wherever it stands. The output head gets a bias of its own meanwhile; a weight
-    that it shares with the input embedding (tied weights) stays as it is, for both.
+    that it shares with the input embedding (tied weights) stays as it is, for both. Where the model
+    scales what its head returns, the bias makes up for it; where it caps it (Gemma 2), logits near
+    the cap move less.
 
     Args:
         model: The user's model.
@@ -75,7 +77,7 @@ def boost_tokens(
 def _offset(
     model: nn.Module, tokens: Any, amount: float, example: Any, task: Task | None, name: str
 ) -> Edit:
-    head = output_head(model, example, task or Task())
+    head, factor = output_head(model, example, task or Task())
     weight = getattr(head, "weight", None)
     if not isinstance(head, nn.Linear) or not isinstance(weight, Tensor):
         raise ArgumentError.of(
@@ -89,7 +91,7 @@ def _offset(
     @contextmanager
     def opened() -> Iterator[None]:
         bias = torch.zeros_like(weight[:, 0]) if head.bias is None else head.bias.detach().clone()
-        bias[chosen] += amount
+        bias[chosen] += amount / factor
         with swapped(head, "bias", bias):
             yield
 
@@ -105,7 +107,17 @@ def spellings(tokenizer: Any, token: int) -> list[int]:
 
     Returns:
         Other single tokens, in a fixed order.
+
+    Raises:
+        ArgumentError: If the tokenizer cannot decode.
     """
+    if not hasattr(tokenizer, "decode") or not hasattr(tokenizer, "encode"):
+        raise ArgumentError.of(
+            "tokenizer",
+            expected="one with encode() and decode()",
+            got=type(tokenizer).__name__,
+            do="Or pass variants=[…], the ids of other spellings.",
+        )
     text = tokenizer.decode([token])
     word = text.strip()
     if not word:
