@@ -99,6 +99,17 @@ def test_right_scores_have_an_lds_of_one_and_wrong_ones_of_minus_one() -> None:
     assert good.minus(lds(scores_of(PARTS), known)).mean == 0
 
 
+def test_scores_that_are_not_numbers_have_no_rank() -> None:
+    known, values = retrain_subsets(added, 12, subsets=20, seeds=(0,)), PARTS.clone()
+    values[0, 3] = math.nan
+    found = lds(scores_of(values), known)
+    assert math.isnan(float(found.values[0]))
+    assert found.mean == pytest.approx(float(found.values[1]))
+    broken = brittleness(scores_of(values), added, counts=(1, 2))
+    whole = brittleness(scores_of(values.nan_to_num(nan=-9.0)), added, counts=(1, 2))
+    assert torch.equal(broken.changes, whole.changes)
+
+
 def test_the_ceiling_is_what_the_truth_without_luck_reaches() -> None:
     """With luck as large as the signal, exact scores reach the ceiling and not 1."""
     parts = torch.randn(40, 30).double()

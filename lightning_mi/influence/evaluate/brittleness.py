@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import ArgumentError
 from ...record import Panel, Reading
 from ..result import InfluenceScores
-from .ranking import Estimate, bootstrap, mean_known
+from .ranking import Estimate, bootstrap, highest_first, mean_known
 from .retraining import RetrainLike, as_retraining, check_queries
 
 __all__ = ["Brittleness", "brittleness"]
@@ -59,7 +59,7 @@ def brittleness(
     generator = torch.Generator().manual_seed(seed)
     removed = []
     for row in rows:
-        order = scores.values[row].argsort(descending=True, stable=True)
+        order = highest_first(scores.values[row])
         mixed = torch.randperm(len(order), generator=generator)
         removed += [order[:k] for k in counts] + [mixed[:k] for k in counts]
     gone = [{scores.indices[i] for i in places.tolist()} for places in removed]

@@ -17,6 +17,7 @@ __all__ = [
     "areas",
     "auc",
     "bootstrap",
+    "highest_first",
     "mean_known",
     "pearson",
     "picked",
@@ -51,8 +52,17 @@ class Estimate(NamedTuple):
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
-    """Return the rank correlation of rows; arguments and result as for `pearson`."""
-    return pearson(ranks(a), ranks(b))
+    """Return the rank correlation of rows; arguments and result as for `pearson`.
+
+    A row with NaN has no ranks, and NaN as its correlation.
+    """
+    missing = a.isnan().any(-1) | b.isnan().any(-1)
+    return torch.where(missing, math.nan, pearson(ranks(a), ranks(b)))
+
+
+def highest_first(scores: Tensor) -> Tensor:
+    """Return the places of scores ``[n]`` in descending order, those of NaN last."""
+    return torch.where(scores.isnan(), -math.inf, scores).argsort(descending=True, stable=True)
 
 
 def slopes(x: Tensor, y: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from ..per_example import mean_gradient
 from ..point import Point
 from ..result import InfluenceScores
 from .fresh import losses_at
-from .ranking import Estimate, bootstrap, mean_known
+from .ranking import Estimate, bootstrap, highest_first, mean_known
 
 __all__ = ["TailPatch", "tail_patch"]
 
@@ -76,7 +76,7 @@ def tail_patch(
         for q in track(range(len(asked)), "tail patches"):
             batches = list(chunks(asked, [q], 1, point))
             before = losses_at(point, ask, batches)
-            order = scores.values[q].argsort(descending=True, stable=True)[:k]
+            order = highest_first(scores.values[q])[:k]
             mixed = torch.randperm(len(scores.indices), generator=generator)[:k]
             for row, places in enumerate((order, mixed)):
                 chosen = [scores.indices[i] for i in places.tolist()]
