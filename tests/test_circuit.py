@@ -34,7 +34,7 @@ from lightning_mi.circuits.causal.controls import (
     same_search,
     shuffled,
 )
-from lightning_mi.circuits.causal.curves import FRACTIONS, areas
+from lightning_mi.circuits.causal.curves import FRACTIONS, areas, share_of_edges
 from lightning_mi.circuits.causal.estimates import Draws, Estimate
 from lightning_mi.circuits.causal.extraction import strongest
 from lightning_mi.circuits.causal.trial import Trial
@@ -292,6 +292,21 @@ def test_a_perfect_method_has_the_area_that_the_benchmark_gives_it() -> None:
     worst = edge_patching(model, behavior)
     backwards = EdgeScores(worst.graph, -worst.values, worst.clean, worst.corrupted)
     assert faithfulness_curve(model, behavior, backwards).cpr < curve.cpr
+
+
+@pytest.mark.parametrize(
+    ("edges", "given"),
+    [
+        (42, [1, 1, 1, 1, 1, 3, 5, 9, 21, 42]),
+        (100, [1, 1, 1, 1, 2, 5, 10, 20, 50, 100]),
+        (999, [1, 2, 5, 10, 20, 50, 100, 200, 500, 999]),
+        (1999, [1, 3, 9, 19, 39, 99, 199, 399, 999, 1999]),
+        (70_651, [70, 141, 353, 706, 1413, 3532, 7065, 14_130, 35_325, 70_651]),
+    ],
+)
+def test_sizes_are_rounded_down_and_in_small_graphs_up(edges: int, given: list[int]) -> None:
+    assert [share_of_edges(f, edges) for f in FRACTIONS] == given
+    assert share_of_edges(0.07, 100) == 7  # Though 0.07 * 100 is a little more.
 
 
 def test_the_scorecard_of_the_induction_circuit() -> None:

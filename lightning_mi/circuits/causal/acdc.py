@@ -12,6 +12,7 @@ from ...behavior import BehaviorLike
 from ...errors import ArgumentError
 from ...task import Task
 from .bench import Ablation, on_bench
+from .checks import within
 from .circuit import Circuit
 from .edges import coinciding
 
@@ -49,11 +50,11 @@ def acdc(
         others (all but the last of several redundant ones are cut).
 
     Raises:
-        ArgumentError: If the graph is too large, the threshold is negative, or the metric is the
-            same on clean and corrupted prompts: then there is no circuit that could be returned.
+        ArgumentError: If the graph is too large, the threshold is negative or not finite, or the
+            metric is the same on clean and corrupted prompts: then there is no circuit that could
+            be returned.
     """
-    if not threshold >= 0.0:
-        raise ArgumentError.of("threshold", expected="at least 0", got=threshold, do="Take 0.02.")
+    threshold = within("threshold", threshold, 0.0, do="Take 0.02.")
     with on_bench(model, behavior, ablation=ablation, task=task, anatomy=anatomy) as bench:
         graph = bench.graph
         if graph.n_edges > MOST:

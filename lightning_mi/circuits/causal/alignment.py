@@ -18,13 +18,14 @@ from ...nodes import Logits, Reader
 from ...record import Panel, scalar
 from ...task import Task
 from .along import require_gradient
+from .checks import counts, share_of, within
 from .edges import Direction
 from .estimates import Estimate
 from .exchange import Exchange, SubspacePart
 from .proportions import accuracy, accuracy_difference
 from .subspaces import SubspaceEffect, judged
 
-__all__ = ["Alignment", "align"]
+__all__ = ["Alignment", "align", "check_search"]
 
 ACCURACIES = {
     "accuracy": ("accuracy", "interchange accuracy of the learned subspace"),
@@ -170,16 +171,10 @@ def align(
         prompts.
 
     Raises:
-        ArgumentError: If rank or steps are impossible, the metric has no gradient, or the behavior
+        ArgumentError: If a number is impossible, the metric has no gradient, or the behavior
             does not say what is right.
     """
-    if rank < 1 or steps < 1 or not 0 < held_out < 1:
-        raise ArgumentError.of(
-            "rank, steps, held_out",
-            expected="rank and steps from 1, a share between 0 and 1",
-            got=f"{rank}, {steps}, {held_out}",
-            do="For example rank=1, steps=100, held_out=0.5.",
-        )
+    check_search(rank, steps, learning_rate, held_out, draws, seed)
     own = as_behavior(behavior)
     _ = own.rightness  # Refused before the search, not after it.
     train, test = own.split(1 - held_out, seed)
@@ -230,6 +225,30 @@ def align(
         direction=direction, draws=0, seed=seed, task=task,
     )  # fmt: skip
     return replace(made, untrained=again.accuracy)
+
+
+def check_search(
+    rank: object,
+    steps: object,
+    learning_rate: object,
+    held_out: object,
+    draws: object,
+    seed: object,
+) -> None:
+    """Refuse numbers with which no subspace can be searched for.
+
+    Args:
+        rank: See `align`.
+        steps: See there.
+        learning_rate: See there.
+        held_out: See there.
+        draws: See there.
+        seed: See there.
+    """
+    counts({"rank": rank, "steps": steps}, 1)
+    counts({"draws": draws, "seed": seed})
+    within("learning_rate", learning_rate, 0.0, inside=True, do="Take 0.05.")
+    share_of("held_out", held_out)
 
 
 def _learned(

@@ -19,9 +19,10 @@ from ...errors import ArgumentError
 from ...record import Panel, plain
 from ...task import Task
 from .bench import Ablation, Bench, on_bench
+from .checks import counted, within
 from .drawing import drawn
 from .edges import EdgeScores, coinciding
-from .extraction import counted, greedy
+from .extraction import greedy
 from .graph import Edge, Graph
 from .where import coded, complement
 
@@ -342,6 +343,10 @@ class Circuit:
 
         Returns:
             The scorecard. NaN with a reason if ablation does not change the metric.
+
+        Raises:
+            ArgumentError: If a number of controls or the seed is no int of at least 0, or the
+                circuit belongs to another model.
         """
         from .judge import Judge
 
@@ -466,8 +471,7 @@ def rank_biased_overlap(one: Sequence[Any], other: Sequence[Any], p: float = 0.9
         >>> rank_biased_overlap("abc", "abc"), rank_biased_overlap("abc", "xyz")
         (1.0, 0.0)
     """
-    if not 0.0 < p < 1.0:
-        raise ArgumentError.of("p", expected="between 0 and 1", got=p, do="Take 0.9.")
+    p = within("p", p, 0.0, 1.0, inside=True, do="Take 0.9.")
     depth = min(len(one), len(other))
     if not depth:
         return 1.0 if len(one) == len(other) else 0.0

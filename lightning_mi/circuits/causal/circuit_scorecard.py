@@ -12,6 +12,7 @@ from ...measurement import Context
 from ...record import Reading
 from ...task import Task
 from .bench import Ablation
+from .checks import counted, counts, share_of
 from .circuit import Circuit
 from .edges import edge_attribution
 from .judge import Judge
@@ -46,6 +47,9 @@ class CircuitScorecard:
         seed: Seed of split and draws.
         shuffles: Number of searches on shuffled answers.
 
+    Raises:
+        ArgumentError: If a number is no int of at least 0, or the share is none.
+
     Example:
         >>> import torch
         >>> pair = Behavior(torch.tensor([[1, 2], [4, 2]]), torch.tensor([[3, 2], [5, 2]]))
@@ -64,6 +68,14 @@ class CircuitScorecard:
     nodes: int = 32
     seed: int = 0
     shuffles: int = 8
+
+    def __post_init__(self) -> None:
+        """Check numbers, before a training begins."""
+        names = ("steps", "controls", "nodes", "seed", "shuffles")
+        counts({name: getattr(self, name) for name in names})
+        share_of("share", self.share)
+        if self.n_edges is not None:
+            counted("n_edges", self.n_edges)
 
     def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.

@@ -12,18 +12,23 @@ from torch import Tensor, nn
 
 from ...anatomy import Anatomy
 from ...behavior import BehaviorLike
+from ...errors import ArgumentError
 from ...task import Task
 from .bench import Ablation, on_bench
+from .checks import within
 from .estimates import interval
 from .extraction import strongest
 from .scores import EdgeScores
 from .trial import Trial
 
-__all__ = ["FRACTIONS", "Curve", "areas", "curve_of", "faithfulness_curve"]
+__all__ = ["FRACTIONS", "Curve", "areas", "curve_of", "faithfulness_curve", "share_of_edges"]
 
 Interval: TypeAlias = tuple[float, float]
 
 UNKNOWN = (math.nan, math.nan)
+
+SMALL = 1000
+"""Edges below which a thousandth of them would be none."""
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -115,8 +120,11 @@ def faithfulness_curve(
 ) -> Curve:
     """Measure how faithful circuits of growing size are.
 
-    At each fraction the top edges are taken and pruned to those on a way from an embedding to the
-    logits.
+    At each fraction k of N edges the top int(k·N) are taken, as the MIB benchmark does, and pruned
+    to those on a way from an embedding to the logits: rounded down, an edge too few at most. Graphs
+    below 1,000 edges would get none at the smallest fractions, where the areas of MIB then begin
+    with circuits that do nothing; there k·N is rounded up to ⌈k·N⌉, so that each circuit is given
+    one edge at least. The areas are taken over the fractions asked for, not over the sizes left.
 
     Args:
         model: The user's model; it is left as it was.
@@ -130,9 +138,17 @@ def faithfulness_curve(
     Returns:
         The curve; NaN throughout, with the reason, where the metric is the same on clean and
         ablated runs, or the scores are undefined.
+
+    Raises:
+        ArgumentError: If fractions are no shares that rise.
     """
+    shares = [within("fractions", f, 0.0, 1.0, do="Leave them out.") for f in fractions]
+    if not shares or shares != sorted(shares):
+        raise ArgumentError.of(
+            "fractions", expected="shares that rise", got=shares, do="Areas are taken along them."
+        )
     with on_bench(model, behavior, ablation=ablation, task=task, anatomy=anatomy) as bench:
-        return curve_of(Trial.on(bench), scores, fractions)
+        return curve_of(Trial.on(bench), scores, shares)
 
 
 def curve_of(trial: Trial, scores: EdgeScores, fractions: Sequence[float] = FRACTIONS) -> Curve:
@@ -147,7 +163,7 @@ def curve_of(trial: Trial, scores: EdgeScores, fractions: Sequence[float] = FRAC
         The curve.
     """
     graph, keys = trial.bench.graph, scores.effects.nan_to_num()
-    counts = [_count(f, graph.n_edges) for f in fractions]
+    counts = [share_of_edges(f, graph.n_edges) for f in fractions]
     signed, absolute = (
         torch.stack([graph.connected(strongest(graph, k, n)) for n in counts])
         for k in (keys, keys.abs())
@@ -187,6 +203,21 @@ def ends_of(drawn: Tensor) -> Interval:
     return found.low, found.high
 
 
-def _count(fraction: float, edges: int) -> int:
-    """Return how many edges a share is; in small graphs at least one, where MIB takes none."""
-    return max(int(fraction * edges), math.ceil(fraction * edges) if edges < 1000 else 0)
+def share_of_edges(fraction: float, edges: int) -> int:
+    """Return how many edges a share is: rounded down, in small graphs rounded up.
+
+    Args:
+        fraction: The share.
+        edges: Number of all edges.
+
+    Returns:
+        Their number.
+
+    Example:
+        >>> share_of_edges(0.001, 42), share_of_edges(0.001, 70_651)
+        (1, 70)
+    """
+    if edges >= SMALL:
+        return int(fraction * edges)
+    # 0.07 of 100 is 7.000000000000001 in floating point, and not 8 edges.
+    return math.ceil(round(fraction * edges, 9))

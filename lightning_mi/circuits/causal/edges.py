@@ -21,6 +21,7 @@ from ...record import Reading, scalar
 from ...target import Rank
 from ...task import Task
 from .along import add_edges, add_own_edges, path_of
+from .checks import counted
 from .graph import Graph
 from .scores import COINCIDE, Direction, EdgeScores, blank, coinciding
 from .streams import Wiring
@@ -150,13 +151,23 @@ def check_edge_arguments(
     Raises:
         ArgumentError: If one is, or the target has no gradient.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < least:
-        raise ArgumentError.of(
-            "steps",
-            expected=f"an int of at least {least}",
-            got=repr(steps),
-            do="A path needs a point." if least else "0 is plain EAP.",
-        )
+    check_path(steps, variant, direction, least)
+    refuse_rank(behavior.question)
+
+
+def check_path(steps: object, variant: str, direction: str, least: int = 0) -> None:
+    """Refuse a path that there is not, which needs no prompts.
+
+    Args:
+        steps: Points of the path.
+        variant: What is moved along it.
+        direction: Which value is exchanged for which.
+        least: Fewest points; 0 allows plain EAP.
+
+    Raises:
+        ArgumentError: If an argument is out of range.
+    """
+    counted("steps", steps, least, "A path needs a point." if least else "0 is plain EAP.")
     for name, value, allowed in (
         ("variant", variant, ("inputs", "activations")),
         ("direction", direction, ("noise", "denoise")),
@@ -172,7 +183,6 @@ def check_edge_arguments(
             got="0",
             do="Pass steps=5, or leave variant out: without a path there is one EAP.",
         )
-    refuse_rank(behavior.question)
 
 
 def refuse_rank(question: object, do: str = "Choose LogitDifference.") -> None:
@@ -208,6 +218,9 @@ class EdgeAttribution:
         variant: ``"inputs"`` or ``"activations"``.
         direction: ``"noise"`` or ``"denoise"``.
 
+    Raises:
+        ArgumentError: If an argument is out of range.
+
     Example:
         >>> from lightning_mi import Behavior
         >>> pair = Behavior(torch.tensor([[1, 2]]), torch.tensor([[3, 2]]))
@@ -220,6 +233,10 @@ class EdgeAttribution:
     steps: int = 0
     variant: Variant = "inputs"
     direction: Direction = "noise"
+
+    def __post_init__(self) -> None:
+        """Check the path, before a training begins."""
+        check_path(self.steps, self.variant, self.direction)
 
     def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import ArgumentError
 from .graph import Graph
 
-__all__ = ["How", "counted", "extract", "greedy", "strongest"]
+__all__ = ["How", "extract", "greedy", "strongest"]
 
 How: TypeAlias = Literal["greedy", "top", "threshold"]
 
@@ -41,26 +41,6 @@ def extract(graph: Graph, keys: Tensor, how: How, size: float) -> Tensor:
     raise ArgumentError.of(
         "how", expected="'greedy', 'top' or 'threshold'", got=repr(how), do="Choose one."
     )
-
-
-def counted(argument: str, count: object) -> int:
-    """Return a number of edges, or refuse what is none.
-
-    Args:
-        argument: How the argument is called.
-        count: What was given.
-
-    Returns:
-        The number.
-
-    Raises:
-        ArgumentError: If it is no whole number, or below 0.
-    """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise ArgumentError.of(
-            argument, expected="an int of at least 0", got=repr(count), do="It counts edges."
-        )
-    return count
 
 
 def strongest(graph: Graph, keys: Tensor, count: int) -> Tensor:

@@ -14,6 +14,7 @@ from ...anatomy import Anatomy
 from ...behavior import Behavior, BehaviorLike, as_behavior
 from ...task import Task
 from .bench import Ablation, on_bench
+from .checks import counts
 from .circuit import Circuit
 from .completeness import classes_of, completeness, marginals
 from .controls import Controls, controls_of, same_search
@@ -42,6 +43,9 @@ class Judge:
         nodes: Most nodes that are removed one by one, the strongest: what the work follows from.
         anatomy: What the model is made of, where that is known already.
         shuffles: Number of searches on shuffled answers.
+
+    Raises:
+        ArgumentError: If a number of controls or nodes, or the seed, is no int of at least 0.
     """
 
     circuit: Circuit
@@ -53,6 +57,10 @@ class Judge:
     nodes: int = 32
     anatomy: Anatomy | None = None
     shuffles: int = 8
+
+    def __post_init__(self) -> None:
+        """Check numbers."""
+        counts({n: getattr(self, n) for n in ("controls", "seed", "nodes", "shuffles")})
 
     def __call__(
         self, model: nn.Module, behavior: BehaviorLike, untrained: nn.Module | None = None

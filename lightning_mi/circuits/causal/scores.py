@@ -13,7 +13,8 @@ from ...batch import fingerprint, main_input
 from ...behavior import Behavior
 from ...errors import ArgumentError
 from ...record import Panel
-from .extraction import How, counted, extract
+from .checks import counted, within
+from .extraction import How, extract
 from .graph import Edge, Graph
 
 if TYPE_CHECKING:
@@ -99,8 +100,11 @@ class EdgeScores:
 
         Returns:
             Edges, the strongest first.
+
+        Raises:
+            ArgumentError: If the number is no int of at least 0.
         """
-        order = self.ranking(absolute=absolute)[:count]
+        order = self.ranking(absolute=absolute)[: counted("count", count)]
         return [(edge, float(self.values[w, r])) for edge, (w, r) in order]
 
     def ranking(self, *, absolute: bool = True) -> list[tuple[Edge, tuple[int, int]]]:
@@ -142,8 +146,8 @@ class EdgeScores:
 
         Raises:
             ArgumentError: If neither or both of number and threshold are given, the number is no
-                int of at least 0, or scores are undefined: then there is no circuit that could be
-                returned, and ``reason`` says why.
+                int of at least 0, the threshold is not finite, or scores are undefined: then there
+                is no circuit that could be returned, and ``reason`` says why.
         """
         from .circuit import Circuit
 
@@ -159,7 +163,11 @@ class EdgeScores:
                 "scores", expected="defined scores", got=f"NaN: {self.reason}", do="Train further."
             )
         keys = self.effects.nan_to_num()
-        size = float(counted("n_edges", n_edges) if threshold is None else threshold)
+        size = (
+            float(counted("n_edges", n_edges))
+            if threshold is None
+            else within("threshold", threshold, do="It is a share of the whole effect, say 0.01.")
+        )
         chosen: How = how if threshold is None else "threshold"
         mask = extract(self.graph, keys.abs() if absolute else keys, chosen, size)
         edges = self.graph.edges(mask)

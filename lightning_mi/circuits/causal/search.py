@@ -13,6 +13,7 @@ from ...behavior import BehaviorLike
 from ...errors import ArgumentError
 from ...task import Task
 from .bench import Ablation, on_bench
+from .checks import within
 from .extraction import How, extract
 from .scores import EdgeScores
 from .trial import Trial
@@ -63,9 +64,12 @@ def smallest_circuit(
         The circuit, the full graph if no smaller one passes.
 
     Raises:
-        ArgumentError: If scores are undefined, or ablation does not change the metric: then there
-            is no circuit that could be returned. `CircuitScorecard` measures NaN with the reason.
+        ArgumentError: If the range is none, scores are undefined, or ablation does not change the
+            metric: then there is no circuit that could be returned. `CircuitScorecard` measures
+            NaN with the reason.
     """
+    least = within("least", least, do="Take 0.8.")
+    most = within("most", most, least, do="Take 1.2: at least as much as `least`.")
     found = searched(model, behavior, scores, (least, most), how, ablation, task, anatomy)
     if isinstance(found, str):
         raise ArgumentError.of(

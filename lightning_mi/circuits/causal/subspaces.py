@@ -16,6 +16,7 @@ from ...isolation import frozen, untouched
 from ...nodes import Logits, Reader
 from ...record import Panel, scalar
 from ...task import Task
+from .checks import counts
 from .edges import Direction
 from .estimates import Estimate
 from .exchange import Exchange, SubspacePart
@@ -183,8 +184,10 @@ def subspace_patching(
         The effects. NaN, with a reason, where the metric is the same on both prompts.
 
     Raises:
-        ArgumentError: If basis or reader do not fit the part.
+        ArgumentError: If basis or reader do not fit the part, or draws or seed are no ints of at
+            least 0.
     """
+    counts({"draws": draws, "seed": seed})
     own = as_behavior(behavior)
     with untouched(model) as plain, frozen(plain), torch.no_grad():
         made = Exchange(plain, own, part, direction, task, anatomy)
