@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import configparser
+import importlib
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -215,3 +217,18 @@ def test_editable_install(tmp_path: Path, source: Path) -> None:
     code += "; import lightning_mi.callbacks as c; print(c.__file__)"
     where = python(code, path=tmp_path, cwd=tmp_path, options=["-S"])
     assert where == str(source / "callbacks" / "__init__.py")
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+)
+def test_what_the_docs_import_is_there(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    lines = re.findall(r"^from (lightning_mi[\w.]*) import \(?([^()#]*?)\)?$", text, re.MULTILINE)
+    missing = [
+        f"{module}.{name.split(' as ')[0]}"
+        for module, names in lines
+        for name in re.split(r",\s*", names.strip().rstrip(","))
+        if not hasattr(importlib.import_module(module), name.split(" as ")[0])
+    ]
+    assert not missing
