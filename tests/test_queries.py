@@ -266,6 +266,8 @@ class Own:
             total = torch.tensor(3.0)
         if self.kind == "undefined":
             total = total * math.nan
+        if self.kind == "tiny":
+            total = 1e-7 * (5 * weight).sin().sum()
         return {"value": scalar(total)}
 
 
@@ -280,6 +282,14 @@ def test_a_users_own_measurement_is_differentiated_through_no_grad() -> None:
     weight = next(model.parameters())
     torch.testing.assert_close(found[: weight.numel()], -2 * weight.detach().flatten())
     assert not found[weight.numel() :].any()
+
+
+def test_a_tiny_measurement_is_not_measured_far_away() -> None:
+    """Before training an edge's effect is 1e-7: a step that would change it by much is a leap."""
+    model, _ = multilayer()
+    found = gradient(model, Score(Own("tiny"), "value"))[0]
+    weight = next(model.parameters()).detach().flatten()
+    torch.testing.assert_close(found[: len(weight)], -5e-7 * (5 * weight).cos(), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(

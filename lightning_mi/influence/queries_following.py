@@ -30,7 +30,8 @@ STRAIGHT = 0.05
 """How far a gradient may be from the measured slope along it, relative."""
 
 STEPS = (1e-3, 1e-2, 1e-4)
-"""Relative changes of the value that the slope is measured over, until one agrees."""
+"""Relative changes of the value, or of the weights if that is less, that the slope is measured
+over, until one agrees."""
 
 
 class _Following(TorchFunctionMode):
@@ -202,8 +203,11 @@ def _off(point: Point, value: Callable[[Point], Tensor], gradient: Tensor, plain
     """Return the smallest relative difference of slope and gradient over a few step lengths."""
     norm = gradient.norm()
     best = math.inf
+    # Where the value hardly moves it is the weights that may not move far.
+    weights = max(float(point.flat(point.leaves).norm()), 1e-3)
+    whole = min(max(abs(plain), 1e-2) / float(norm), weights)
     for step in STEPS:
-        length = step * max(abs(plain), 1e-2) / float(norm)
+        length = step * whole
         slope = slope_along(point, value, gradient / norm, length)
         best = min(best, abs(slope / float(norm) - 1))
         if best < STRAIGHT / 5:
