@@ -14,7 +14,8 @@ from ...isolation import frozen, untouched
 from ...measurement import Context
 from ...nodes import Logits, Reader, parse
 from ...record import Reading
-from .alignment import align
+from .alignment import align, check_search
+from .checks import counts, share_of
 from .edges import Direction
 from .exchange import Exchange, SubspacePart
 from .places import named_part
@@ -47,7 +48,7 @@ class SubspacePatching:
         seed: Seed of split and draws.
 
     Raises:
-        ArgumentError: If a name is no part's or no reader's.
+        ArgumentError: If a name is no part's or no reader's, or a number is impossible.
 
     Example:
         >>> SubspacePatching(Behavior(torch.ones(1, 2), torch.zeros(1, 2)), "L1H3").rank
@@ -66,9 +67,12 @@ class SubspacePatching:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check names."""
+        """Check names and numbers."""
         named_part(self.part)
         _reader(self.reader)
+        counts({"rank": self.rank}, 1)
+        counts({"draws": self.draws, "seed": self.seed})
+        share_of("share", self.share)
 
     def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
@@ -141,7 +145,7 @@ class Align:
         seed: Seed of the start, the split and the draws.
 
     Raises:
-        ArgumentError: If a name is no part's or no reader's.
+        ArgumentError: If a name is no part's or no reader's, or a number is impossible.
 
     Example:
         >>> Align(Behavior(torch.ones(1, 2), torch.zeros(1, 2)), "resid1", rank=2).steps
@@ -161,9 +165,12 @@ class Align:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check names."""
+        """Check names and numbers."""
         named_part(self.part)
         _reader(self.reader)
+        check_search(
+            self.rank, self.steps, self.learning_rate, self.held_out, self.draws, self.seed
+        )
 
     def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
