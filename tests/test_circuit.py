@@ -563,6 +563,21 @@ def test_a_circuit_belongs_to_a_model_of_its_form() -> None:
         circuit.run(built.induction(), built.repeats())
 
 
+def test_means_of_half_precision_are_not_rounded_to_it() -> None:
+    model, behavior = model_of("gpt2").bfloat16(), prompts()
+    with torch.no_grad():
+        clean, corrupted = (
+            float(behavior.metric(model(b).logits).float().mean())
+            for b in (behavior.clean, behavior.corrupted)
+        )
+    assert clean != float(torch.tensor(clean).bfloat16())
+    for scores in (edge_attribution(model, behavior), edge_patching(model, behavior)):
+        assert (scores.clean, scores.corrupted) == pytest.approx((clean, corrupted), rel=1e-6)
+    outcome = Circuit(scores.graph, ()).run(model, behavior)
+    assert outcome.metric.dtype == torch.float32
+    assert float(outcome.ablated.mean()) == pytest.approx(corrupted, rel=1e-6)
+
+
 def test_half_precision_runs() -> None:
     model, behavior = model_of("llama").bfloat16(), prompts()
     scores = edge_attribution(model, behavior, steps=2)

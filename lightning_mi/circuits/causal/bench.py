@@ -97,7 +97,7 @@ class Bench:
             rows, state.enter, state.leave, state.edit, (self.behavior, len(masks))
         )
         blocks = torch.split(outputs, len(self.behavior))
-        return torch.stack([self.behavior.metric(block) for block in blocks])
+        return torch.stack([widened(self.behavior.metric(block)) for block in blocks])
 
 
 class _Pass:
@@ -240,7 +240,8 @@ def _made(wiring: Wiring, behavior: Behavior, ends: tuple[Any, Any], ablation: A
             reference[i] = reference[i] + floor[: wiring.starts[r.after]].sum(0)
     firsts = sum(wiring.count(w) for w in wiring.anatomy.writers if w.layer < 0)
     first = delta[:firsts] if floor is None else delta[:firsts] - floor[:firsts]
-    metrics = [behavior.metric(s.outputs) for s in (here, there)]
+    # Means over examples would be rounded as coarsely as a model in half precision rounds.
+    metrics = [widened(behavior.metric(s.outputs)) for s in (here, there)]
     return Bench(
         wiring,
         behavior,

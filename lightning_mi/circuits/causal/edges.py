@@ -13,6 +13,7 @@ from torch import nn
 
 from ...anatomy import Anatomy
 from ...anatomy.shared import shared_anatomy
+from ...attention.site import widened
 from ...behavior import Behavior, BehaviorLike, as_behavior
 from ...errors import ArgumentError
 from ...isolation import frozen, untouched
@@ -115,7 +116,7 @@ def edge_attribution(
             wiring.learn(base)
             base.sites.clear()  # Queries, keys and values of all layers: no more needed.
             other, delta, trim = compared(wiring, own, base, (here, there))
-            first, second = (float(own.metric(s.outputs).mean()) for s in (base, other))
+            first, second = (float(widened(own.metric(s.outputs)).mean()) for s in (base, other))
         clean, corrupted = (first, second) if direction == "noise" else (second, first)
         method = f"EAP-IG {variant}" if steps else "EAP"
         found = blank(wiring.graph, clean, corrupted, direction, method, steps, len(own))
