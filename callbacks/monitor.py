@@ -434,8 +434,9 @@ class MeasurementMonitor(Callback):
             model: The user's model.
 
         Raises:
-            LightningMIError: If the first firing fails; a later failure is a warning, because by
-                then the run is worth more than the measurement.
+            LightningMIError: If the first firing fails. A later failure is a warning, because by
+                then the run is worth more than the measurement; what other measurements found at
+                that step is kept.
         """
         session = self._shared
         step = trainer.global_step
@@ -451,7 +452,7 @@ class MeasurementMonitor(Callback):
         except Exception as error:
             if self._fired_at is None:
                 raise
-            self._excuse(step, error)
+            self._excuse(f"step {step}", error)
             records = []
         self._fired_at, self._fired_time = step, time.monotonic()
         if records:
@@ -464,11 +465,11 @@ class MeasurementMonitor(Callback):
         self._cost = time.perf_counter() - began
         session.progress.spent(self._cost)
 
-    def _excuse(self, step: int, error: Exception) -> None:
+    def _excuse(self, what: str, error: Exception) -> None:
         self.failed += 1
         if self.failed == 1:
             warnings.warn(
-                f"{type(self).__name__}: step {step} was not measured "
+                f"{type(self).__name__}: {what} was not measured "
                 f"({type(error).__name__}: {error}); training goes on, "
                 "and further failures are only counted.",
                 stacklevel=3,
@@ -477,8 +478,18 @@ class MeasurementMonitor(Callback):
     def _measure(self, trainer: Trainer, model: LightningModule, session: Session) -> list[Record]:
         context = session.context(trainer, model, self.batch, self.task, self.dataset(trainer))
         inside = trainer.precision_plugin.forward_context if self.precision == "trainer" else None
+
+        def excuse(name: str, error: Exception) -> None:
+            self._excuse(f"{name!r} of step {context.step}", error)
+
         with quiet():
-            return measure(model, self.measurements, context=context, inside=inside)
+            return measure(
+                model,
+                self.measurements,
+                context=context,
+                inside=inside,
+                excuse=None if self._fired_at is None else excuse,
+            )
 
     def dataset(self, trainer: Trainer) -> IndexedData | None:
         """Return the training examples by index; only influence needs them.

@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -218,6 +219,8 @@ def sweep(
     """Take measurements at every checkpoint, on a deep copy of the model.
 
     A record taken here is bit-equal to the one that a monitor took at that step during training.
+    What fails at the first checkpoint is an error; what fails at a later one, as a circuit does
+    that cannot be read from weights that are no numbers any more, is left out with a warning.
 
     Args:
         checkpoints: A folder, or a list of files.
@@ -262,6 +265,8 @@ def sweep(
         target.write_all(records)
         written.update((r.name, r.step) for r in records)
 
+    failed: dict[str, list[tuple[int, Exception]]] = {}
+
     for path in track(paths, "sweeping checkpoints"):
         state = Checkpoint.load(path, weights=weights, weights_only=weights_only)
         load_weights(copied, state.weights, path)
@@ -277,10 +282,22 @@ def sweep(
             learning_rates=state.learning_rates,
             decode=decode,
         )
-        records = measure(copied, chosen, context=context, source="sweep", weights=weights)
+
+        def excuse(name: str, error: Exception, step: int = state.step) -> None:
+            failed.setdefault(name, []).append((step, error))
+
+        records = measure(
+            copied,
+            chosen,
+            context=context,
+            source="sweep",
+            weights=weights,
+            excuse=None if path == paths[0] else excuse,
+        )
         if not (target.path / "run.json").exists():  # nothing is left behind by a refusal
             target = Run.create(target.path)
         keep([*records, *agreement(records)])
+    _tell(failed)
     seen = {name for name, _ in written}
     keep(tracin_sum(_comparable(target.records("influence/scores"))))
     # Every reading goes through the whole file of records: only those that there are.
@@ -292,6 +309,18 @@ def sweep(
     loggers = logger if isinstance(logger, list | tuple) else [logger]
     send_swept(target, sinks_for([one for one in loggers if one is not None]), written)
     return target
+
+
+def _tell(failed: Mapping[str, Sequence[tuple[int, Exception]]]) -> None:
+    for name, cases in failed.items():
+        _, error = cases[0]
+        steps = ", ".join(str(step) for step, _ in cases)
+        warnings.warn(
+            f"sweep: {name!r} was not measured at step {steps} ({type(error).__name__}: {error}). "
+            "All else is in the run.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:

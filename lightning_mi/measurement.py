@@ -251,6 +251,7 @@ def measure(
     source: str = "live",
     weights: str = "current",
     inside: Callable[[], AbstractContextManager[Any]] | None = None,
+    excuse: Callable[[str, Exception], None] | None = None,
 ) -> list[Record]:
     """Take measurements at one state of a model, leaving it exactly as it was.
 
@@ -265,6 +266,8 @@ def measure(
         weights: Written into the records.
         inside: Makes a context to measure in, for example a Trainer's autocast; None measures in
             the precision of the parameters.
+        excuse: Told the name of a measurement that failed, and why, so that what the others found
+            is kept. None raises instead.
 
     Returns:
         One record for each panel.
@@ -290,9 +293,14 @@ def measure(
             check_device(
                 quiet, inputs, "batch", "Move the batch; the monitors do so by themselves."
             )
-        readings = [
-            (m, with_inputs(_checked(m, m(quiet, context)), quiet, context)) for m in chosen
-        ]
+        readings = []
+        for m in chosen:
+            try:
+                readings.append((m, with_inputs(_checked(m, m(quiet, context)), quiet, context)))
+            except Exception as error:
+                if excuse is None:
+                    raise
+                excuse(m.name, error)
     recipes = {m.name: describe(m) for m in chosen}
     return [
         Record(

@@ -90,6 +90,29 @@ def test_a_sweep_measures_every_checkpoint_on_a_copy(saved: Path) -> None:
     assert Run.open(saved).names() == ["facts/mean", "facts/rate", "facts/examples"]
 
 
+@dataclass(frozen=True)
+class Beyond:
+    """Fails where weights are larger than a limit."""
+
+    limit: float
+    name: str = "beyond"
+
+    def __call__(self, model: nn.Module, context: Context) -> Mapping[str, Panel]:
+        largest = max(float(p.detach().max()) for p in model.parameters())
+        if largest > self.limit:
+            raise RuntimeError(f"{largest:g}")
+        return {"largest": scalar(largest)}
+
+
+def test_what_fails_at_a_later_checkpoint_takes_nothing_along(saved: Path) -> None:
+    with pytest.warns(UserWarning, match=r"sweep: 'beyond' was not measured at step 2, 10 .*: 2"):
+        run = sweep(saved, nn.Linear(3, 2), [Beyond(1), Facts()], batch=BATCH)
+    assert [r.step for r in run.records("facts/mean")] == [0, 2, 10]
+    assert [r.step for r in run.records("beyond/largest")] == [0]
+    with pytest.raises(RuntimeError, match="0"):
+        sweep(saved, nn.Linear(3, 2), [Beyond(-1), Facts()], batch=BATCH)
+
+
 @pytest.mark.parametrize("kind", ["path", "run", "text"])
 def test_where_the_records_go(saved: Path, kind: str) -> None:
     place = saved / "elsewhere"

@@ -181,12 +181,15 @@ def test_report_is_written_whichever_monitor_asks_and_fails(tmp_path: Any) -> No
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
 def test_later_failure_is_a_warning_first_one_an_error(tmp_path: Any) -> None:
     def run(after: int) -> None:
-        monitor = MeasurementMonitor(measurements=[Failing(after=after)], every_n_train_steps=2)
+        monitor = MeasurementMonitor(
+            measurements=[Failing(after=after), Norm()], every_n_train_steps=2
+        )
         fitted = trainer(callbacks=[monitor], default_root_dir=tmp_path, max_steps=3)
         fitted.fit(language_model(), *loaders())
 
-    with pytest.warns(UserWarning, match=r"step 2 was not measured.*training goes on"):
+    with pytest.warns(UserWarning, match=r"'failing' of step 2 was not.*training goes on"):
         run(after=1)
+    assert steps_of(tmp_path) == [0, 2, 3]  # of the other measurement nothing is lost
     with pytest.raises(RuntimeError, match="on purpose"):
         run(after=0)
 
