@@ -20,7 +20,9 @@ from lightning_mi.circuits.causal import (
     EdgeAttribution,
     along,
     edge_attribution,
+    edge_patching,
     node_attribution,
+    path_patching,
 )
 from lightning_mi.circuits.causal.blocks import Part, blocks_of, differentiated
 from lightning_mi.circuits.causal.edges import wired
@@ -373,15 +375,24 @@ def living() -> int:
     return sum({t.data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-@pytest.mark.parametrize(("steps", "variant"), [(0, "inputs"), (2, "inputs"), (1, "activations")])
-def test_nothing_of_a_pass_waits_for_the_garbage_collector(steps: int, variant: Any) -> None:
+ASKED: dict[str, Callable[[nn.Module, mi.Behavior], object]] = {
+    "EAP": edge_attribution,
+    "EAP-IG inputs": lambda m, b: edge_attribution(m, b, steps=2),
+    "EAP-IG activations": lambda m, b: edge_attribution(m, b, steps=1, variant="activations"),
+    "exact": edge_patching,
+    "paths": lambda m, b: path_patching(m, b, receivers=mi.nodes.Logits()),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_nothing_of_a_pass_waits_for_the_garbage_collector(name: str) -> None:
     model, behavior = model_of("gpt2"), prompts()
-    edge_attribution(model, behavior, steps=steps, variant=variant)
+    ASKED[name](model, behavior)
     gc.collect()
     gc.disable()
     try:
         before = living()
-        edge_attribution(model, behavior, steps=steps, variant=variant)
+        ASKED[name](model, behavior)
         assert living() <= before
     finally:
         gc.enable()

@@ -124,10 +124,12 @@ class _Paths:
         self.model, self.behavior, self.mlps = model, behavior, mlps
         self.receivers, self.direction = receivers, direction
         self.task = task or Task()
-        self.anatomy = anatomy or Anatomy.of(model, behavior.clean, task=self.task)
+        known = anatomy or Anatomy.of(model, behavior.clean, task=self.task)
+        self.anatomy = known
         ends = (behavior.corrupted, behavior.clean)
         self.base, self.donor = ends if direction == "denoise" else ends[::-1]
-        self.ports = Ports(model, self.task, lambda: self.anatomy, "rows")
+        # Not of self, which holds the ports: weights would wait for the collector.
+        self.ports = Ports(model, self.task, lambda: known, "rows")
         self.asker = Asker(model, self.task, behavior)
         layers = range(self.anatomy.n_layers)
         self.parts: list[Port] = [("z", at) for at in layers]
