@@ -209,7 +209,8 @@ def characterise(
         model: The user's model; it is left as it was.
         behavior: A behavior that names characteristics, as those of `lightning_mi.behaviors` do.
         circuit: A circuit, run alone: all other edges are ablated.
-        ablation: What these carry; see `lightning_mi.circuits.Circuit.run`.
+        ablation: What these carry; see `lightning_mi.circuits.Circuit.run`. A mean is that over the
+            prompts which are run at once, eight of a variant.
         task: How the model is called; None calls it with the batch.
         seed: Seed of the bootstrap.
 

@@ -25,7 +25,7 @@ def feature_lines(subject: Subject, parts: Sequence[Part]) -> list[Line]:
     Args:
         subject: Model and prompts.
         parts: The parts of the hypothesis. All heads that are not among them are cut (mean over
-            corrupted prompts); MLPs and embeddings stay.
+            corrupted prompts, of the eight that are run at once); MLPs and embeddings stay.
 
     Returns:
         The lines. Those of the model are claims; those of the heads alone are told without one.
