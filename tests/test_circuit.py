@@ -563,6 +563,32 @@ def test_a_circuit_belongs_to_a_model_of_its_form() -> None:
         circuit.run(built.induction(), built.repeats())
 
 
+def padded(ids: Tensor) -> dict[str, Tensor]:
+    """Return prompts with two tokens of padding before them."""
+    mask = torch.ones_like(ids)
+    mask, ids = (torch.nn.functional.pad(t, (2, 0)) for t in (mask, ids))
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": places}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2 eager", "gemma2"])
+def test_padding_before_prompts_changes_nothing(name: str) -> None:
+    """Padding looks everywhere in eager attention that masks with finite numbers."""
+    model, plain = model_of(name), prompts()
+    other = mi.Behavior(
+        padded(plain.clean), padded(plain.corrupted), answers=plain.answers, wrong=plain.wrong
+    )
+    for score in (edge_attribution, edge_patching):
+        one, two = score(model, plain), score(model, other)
+        assert one.graph == two.graph
+        assert one.graph.causal
+        lawful = one.graph.lawful
+        assert torch.allclose(one.values[lawful], two.values[lawful], atol=1e-5)
+    edges = one.circuit(n_edges=20)
+    outcomes = [edges.run(model, b, ablation="mean").metric for b in (plain, other)]
+    assert torch.allclose(*outcomes, atol=1e-4)
+
+
 def test_means_of_half_precision_are_not_rounded_to_it() -> None:
     model, behavior = model_of("gpt2").bfloat16(), prompts()
     with torch.no_grad():

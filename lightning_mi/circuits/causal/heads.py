@@ -354,7 +354,9 @@ def attend(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return grouped_product(safe_softmax(cap * (free / cap).tanh() + masked), v)
 
 
-def require_same(site: Site, z: Tensor, made: Tensor, layer: int) -> None:
+def require_same(
+    site: Site, z: Tensor, made: Tensor, layer: int, real: Tensor | None = None
+) -> None:
     """Refuse a layer whose attention was not reproduced.
 
     Args:
@@ -362,12 +364,18 @@ def require_same(site: Site, z: Tensor, made: Tensor, layer: int) -> None:
         z: What the model computed.
         made: What `attend` computed from the same queries, keys and values.
         layer: The layer.
+        real: Positions that are no padding ``[example, position]``; None for all. Padding that may
+            look nowhere looks everywhere in some models, and nobody reads what it finds.
 
     Raises:
         ModelError: If they differ.
     """
     tolerance = 1e-3 if z.element_size() >= 4 else 5e-2
-    if not _same(made, widened(z), tolerance):
+    whole = widened(z)
+    if real is not None:
+        padding = ~real[:, None, :, None]
+        made, whole = made.masked_fill(padding, 0.0), whole.masked_fill(padding, 0.0)
+    if not _same(made, whole, tolerance):
         raise ModelError(
             f"model: expected the attention of layer {layer} ({site.module!r}) to be a softmax of "
             "masked products of queries and keys, got one that differs from it (a sink logit or a "

@@ -15,7 +15,7 @@ from ...anatomy import Anatomy, Writer
 from ...anatomy.tape import named, tensors
 from ...attention import Site, Tap, tap
 from ...attention.site import widened
-from ...batch import tree_map
+from ...batch import attention_mask_of, tree_map
 from ...behavior import Behavior
 from ...errors import ModelError
 from ...target import Logit, positions
@@ -41,12 +41,14 @@ class Seen:
         entering: For each reader the stream that it was handed ``[example, position, d_model]``.
         returned: For each writer what its module returned, or z of its heads.
         sites: The attention of each layer.
+        real: Positions that are no padding ``[example, position]``; None for all.
     """
 
     outputs: Tensor
     entering: list[Tensor]
     returned: list[Tensor | None]
     sites: list[Site]
+    real: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -186,6 +188,7 @@ class Wiring:
             [x for x in whole if x is not None],
             [returned.get(i) for i in range(len(self.anatomy.writers))],
             sites,
+            _real(batch, entering[0]),
         )
 
     def learn(self, seen: Seen) -> None:
@@ -194,7 +197,7 @@ class Wiring:
         Args:
             seen: The pass.
         """
-        causal = not any(_looks_ahead(site) for site in seen.sites)
+        causal = not any(_looks_ahead(site, seen.real) for site in seen.sites)
         if causal != self.graph.causal:
             self.graph = replace(self.graph, causal=causal)
         self.heads = [
@@ -220,7 +223,8 @@ class Wiring:
                     f"{' '.join(self.anatomy.approximate(at))}".rstrip()
                 )
             z = seen.returned[self.writer_of[at]]
-            require_same(site, site.z if z is None else z, attend(site, site.q, site.k, site.v), at)
+            made = attend(site, site.q, site.k, site.v)
+            require_same(site, site.z if z is None else z, made, at, seen.real)
 
     def difference(self, one: Seen, other: Seen) -> Tensor:
         """Return what each node writes in one pass less what it writes in another one.
@@ -453,9 +457,19 @@ def repeated(batch: Any, size: int, times: int) -> Any:
     return tree_map(again, batch)
 
 
-def _looks_ahead(site: Site) -> bool:
+def _looks_ahead(site: Site, real: Tensor | None) -> bool:
     open_ = site.reachable()
-    return site.q.shape[2] > 1 if open_ is None else bool(open_.triu(1).any())
+    if open_ is None:
+        return site.q.shape[2] > 1
+    ahead = open_.triu(1)
+    return bool((ahead if real is None else ahead & real[:, None, :, None]).any())
+
+
+def _real(batch: Any, stream: Tensor) -> Tensor | None:
+    """Return which positions of a batch are no padding, where it says so position by position."""
+    mask = attention_mask_of(batch)
+    fits = mask is not None and mask.shape == stream.shape[:2]
+    return None if mask is None or not fits else mask.bool().to(stream.device)
 
 
 def _entering(turns: list[list[int]], enter: Enter) -> Callable[..., Any]:
