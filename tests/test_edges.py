@@ -280,6 +280,16 @@ def test_a_stream_that_norms_pass_through_is_refused() -> None:
         edge_attribution(Post().eval(), prompts())
 
 
+def test_of_a_diverged_model_it_is_said_that_it_has() -> None:
+    model = MODELS["gpt2"]().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(math.nan)
+    for attribute in (edge_attribution, node_attribution):
+        with pytest.raises(mi.errors.ModelError, match="it has diverged"):
+            attribute(model, prompts())
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gemma2"])
 @pytest.mark.parametrize("steps", [0, 3])
 def test_what_is_left_out_before_the_corruption_changes_no_score(name: str, steps: int) -> None:

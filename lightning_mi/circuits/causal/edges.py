@@ -15,7 +15,7 @@ from ...anatomy import Anatomy
 from ...anatomy.shared import shared_anatomy
 from ...attention.site import widened
 from ...behavior import Behavior, BehaviorLike, as_behavior
-from ...errors import ArgumentError
+from ...errors import ArgumentError, ModelError
 from ...isolation import frozen, untouched
 from ...measurement import Context
 from ...record import Reading, scalar
@@ -58,11 +58,23 @@ def wired(
 
     Returns:
         The wiring.
+
+    Raises:
+        ModelError: If the model has no stream that is a sum of what its parts write, or diverged.
     """
     own = task or Task()
     with torch.no_grad():
         found = anatomy or Anatomy.of(model, behavior.clean, task=own)
-    return Wiring(model, found, Graph.of(found), own)
+        try:
+            graph = Graph.of(found)
+        except ModelError:
+            if not bool(own.outputs(model, behavior.clean).isfinite().any()):
+                raise ModelError(
+                    "model: expected outputs that are numbers, got none that is finite: it has "
+                    "diverged, and its parts cannot be told apart. Measure an earlier state."
+                ) from None
+            raise
+    return Wiring(model, found, graph, own)
 
 
 def edge_attribution(
