@@ -218,8 +218,12 @@ class Behavior:
             Both parts, at least one example each.
 
         Raises:
-            ArgumentError: If there are fewer than two examples.
+            ArgumentError: If there are fewer than two examples, or the share leaves one part none.
         """
+        if not 0 < share < 1:
+            raise ArgumentError.of(
+                "share", expected="a share above 0 and below 1", got=share, do="Pass share=0.5."
+            )
         if len(self) < 2:
             raise ArgumentError.of(
                 "behavior", expected="at least two examples", got=len(self), do="Make more prompts."

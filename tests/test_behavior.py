@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,15 @@ import torch
 import lightning_mi as mi
 from lightning_mi import Behavior
 from lightning_mi.behavior import as_behavior
-from lightning_mi.behaviors import AnyOf, Characteristic, Expectation, IndirectObject, PromptPairs
+from lightning_mi.behaviors import (
+    AnyOf,
+    Characteristic,
+    Expectation,
+    IndirectObject,
+    Induction,
+    PromptPairs,
+)
+from lightning_mi.errors import ArgumentError
 from lightning_mi.target import LogitDifference
 
 
@@ -78,6 +87,18 @@ def test_the_same_prompt_is_never_in_both_parts(share: float) -> None:
             assert {len(part) for part in parts} <= {3, 4, 5}
     one_prompt = Behavior(clean[:1].expand(4, -1), clean[:4])
     assert [len(part) for part in one_prompt.split()] == [2, 2]
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.5, math.nan])
+def test_a_share_that_leaves_one_part_none_is_refused(share: float) -> None:
+    with pytest.raises(ArgumentError, match="share: expected a share above 0 and below 1"):
+        IndirectObject(characters, pairs=6).behavior().split(share)
+
+
+def test_the_size_of_a_vocabulary_is_no_protocol() -> None:
+    size: Any = 20
+    with pytest.raises(ArgumentError, match=r"protocol: expected RepeatedTokens, got 20"):
+        Induction(size)
 
 
 @pytest.mark.parametrize("metric", ["probability", "log_probability", "loss", "rank"])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..behavior import Behavior
 from ..characteristic import Characteristic
+from ..errors import ArgumentError
 from .copying import Corruption
 from .induction import RepeatedTokens
 from .metrics import Metric
@@ -23,6 +24,9 @@ class Induction:
         shown: Tokens of the last copy that are shown; None shows half.
         metric: One of `metrics.METRICS`.
 
+    Raises:
+        ArgumentError: If the protocol is none.
+
     Example:
         >>> made = Induction(RepeatedTokens(10, length=4, sequences=1), "block").behavior()
         >>> made.clean.shape, made.where("last")
@@ -33,6 +37,16 @@ class Induction:
     corruption: Corruption = "answer"
     shown: int | None = None
     metric: Metric = "logit_difference"
+
+    def __post_init__(self) -> None:
+        """Check what comes first, where a vocabulary's size is easily put."""
+        if not isinstance(self.protocol, RepeatedTokens):
+            raise ArgumentError.of(
+                "protocol",
+                expected="RepeatedTokens",
+                got=repr(self.protocol),
+                do="Pass RepeatedTokens(vocabulary_size).",
+            )
 
     def characteristics(self) -> tuple[Characteristic, ...]:
         """Return what is testable; see `RepeatedTokens.characteristics`.
