@@ -120,7 +120,6 @@ def blocks_of(pieces: Iterable[Piece], point: Point) -> list[Block]:
         Blocks in the order of the parameters; each parameter is in one of them.
     """
     matrices = {p.name: p for p in pieces if isinstance(p, Matrix)}
-    vectors = {p.name for p in pieces if isinstance(p, Vector)}
     joined = {p.bias for p in matrices.values() if p.bias is not None}
     starts = starts_of({n: p.shape for n, p in point.parameters.items()})
     device = point.device
@@ -129,7 +128,7 @@ def blocks_of(pieces: Iterable[Piece], point: Point) -> list[Block]:
         piece = matrices.get(name)
         if name in joined:
             continue
-        if piece is None or name in vectors:
+        if piece is None:
             found.append(Block(name, (point.parameters[name].numel(),), start, device))
             continue
         shape, turned = (piece.left.size, piece.right.size), not piece.left.pulled

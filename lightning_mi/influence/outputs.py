@@ -64,7 +64,8 @@ def slope_of_loss(task: Task, outputs: Tensor, batch: Any) -> Tensor:
     if isinstance(task, NextToken) and _own_loss(task) and outputs.ndim == 3:
         labels = task.labels(batch)
         return _beyond_labels(outputs, labels, _shares(labels, outputs))
-    return slope(outputs, partial(task.loss, batch=batch))
+    # By position: a user's loss may call its batch otherwise.
+    return slope(outputs, lambda free: task.loss(free, batch))
 
 
 def slope_of_query(query: Target, outputs: Tensor, batch: Any) -> Tensor:
@@ -143,13 +144,13 @@ def curvature_columns(
     exact = labels == "exact" or (labels == "auto" and few)
     if exact:
         if _is_classifier(task, outputs):
-            return "exact", _class_columns(outputs)
+            return "exact", _class_columns(outputs, _counted(task, outputs, batch))
         return "exact", _root_columns(objective, outputs, batch)
     if text is not None and outputs.ndim == 3:
         return "sampled", [_sampled_tokens(text, outputs, batch, places, seed)]
     if type(task).loss is Classification.loss and outputs.ndim == 2:
         u = _uniform(places, 1, seed, outputs)[:, 0]
-        return "sampled", [_drawn(outputs, u)]
+        return "sampled", [_drawn(outputs, u) * _counted(task, outputs, batch)[:, None]]
     return "sampled", [_diagonal_column(objective, outputs, batch, places, seed)]
 
 
@@ -158,10 +159,18 @@ def _own_loss(task: NextToken) -> bool:
     return kind.loss is NextToken.loss and kind.token_losses is NextToken.token_losses
 
 
-def _class_columns(outputs: Tensor) -> list[Tensor]:
-    """Return √p_c (p − e_c) for every class c."""
+def _counted(task: Task, outputs: Tensor, batch: Any) -> Tensor:
+    """Return 1 for each example, and 0 for one without a label, whose loss is always 0."""
+    labels = task.labels(batch)
+    if labels is None:
+        return outputs.new_ones(len(outputs))
+    return (labels.reshape(len(outputs)) != IGNORED).to(outputs.dtype)
+
+
+def _class_columns(outputs: Tensor, counted: Tensor) -> list[Tensor]:
+    """Return √p_c (p − e_c) for every class c, 0 for examples that do not count."""
     p = _probabilities(outputs.to(wide(outputs.device)))  # In single, 1 − p of a sure class is 0.
-    root = p.sqrt()
+    root = p.sqrt() * counted[:, None]
     columns = root.T[..., None].to(outputs.dtype) * p.to(outputs.dtype)
     columns.diagonal(dim1=0, dim2=2).copy_(root * (p - 1))
     return list(columns)

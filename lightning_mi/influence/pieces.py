@@ -170,7 +170,18 @@ def pieces_of(read: Read, point: Point) -> tuple[list[Piece], frozenset[str]]:
             apart |= use.roots
         else:
             found += pieces
-    return _merged(p for p in found if p.name not in apart), frozenset(apart)
+    # What is read in factors at one place and in full at another has no one shape.
+    in_full = {p.name for p in found if isinstance(p, Vector)}
+    apart |= {p.name for p in found if isinstance(p, Matrix) and p.name in in_full}
+    kept = (_without(p) if p.name in apart else p for p in found)
+    return _merged(p for p in kept if p is not None and p.name not in apart), frozenset(apart)
+
+
+def _without(piece: Piece) -> Vector | None:
+    """Return what remains of a piece whose weight is found in another way: the joined bias."""
+    if isinstance(piece, Vector) or piece.bias is None:
+        return None
+    return Vector(piece.bias, piece.pulled.rows.sum(2))
 
 
 def _merged(pieces: Iterable[Piece]) -> list[Piece]:

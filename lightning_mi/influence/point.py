@@ -131,7 +131,7 @@ class Point:
         """
         parts = torch.split(vectors.to(self.dtype), [p.numel() for p in self.leaves], -1)
         return [
-            part.reshape(*vectors.shape[:-1], *p.shape)
+            part.reshape([*vectors.shape[:-1], *p.shape])
             for part, p in zip(parts, self.leaves, strict=True)
         ]
 
