@@ -110,6 +110,14 @@ def test_a_users_loss_may_name_its_arguments() -> None:
     check(net.double(), Positional(), data(0, 7), data(1, 3), 3)
 
 
+def test_a_loss_that_is_put_on_a_task_counts() -> None:
+    torch.manual_seed(0)
+    task: Any = Classification()
+    task.loss = lambda outputs, batch: 3 * F.cross_entropy(outputs, batch[1], reduction="none")
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3))
+    check(net.double(), task, data(0, 7), data(1, 3), 3)
+
+
 def test_an_example_without_a_label_has_no_curvature() -> None:
     torch.manual_seed(0)
     train = data(0, 7)

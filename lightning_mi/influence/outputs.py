@@ -85,8 +85,13 @@ def slope_of_query(query: Target, outputs: Tensor, batch: Any) -> Tensor:
 
 
 def _is_classifier(task: Task, outputs: Tensor) -> bool:
-    own = type(task).loss is Classification.loss
+    own = _is(task.loss, Classification.loss)
     return own and outputs.ndim == 2 and outputs.shape[1] > 1
+
+
+def _is(method: Any, function: Any) -> bool:
+    """Say whether a task's method is ours, and no subclass nor the task itself has another."""
+    return getattr(method, "__func__", None) is function
 
 
 def _beyond_labels(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
@@ -148,15 +153,14 @@ def curvature_columns(
         return "exact", _root_columns(objective, outputs, batch)
     if text is not None and outputs.ndim == 3:
         return "sampled", [_sampled_tokens(text, outputs, batch, places, seed)]
-    if type(task).loss is Classification.loss and outputs.ndim == 2:
+    if _is(task.loss, Classification.loss) and outputs.ndim == 2:
         u = _uniform(places, 1, seed, outputs)[:, 0]
         return "sampled", [_drawn(outputs, u) * _counted(task, outputs, batch)[:, None]]
     return "sampled", [_diagonal_column(objective, outputs, batch, places, seed)]
 
 
 def _own_loss(task: NextToken) -> bool:
-    kind = type(task)
-    return kind.loss is NextToken.loss and kind.token_losses is NextToken.token_losses
+    return _is(task.loss, NextToken.loss) and _is(task.token_losses, NextToken.token_losses)
 
 
 def _counted(task: Task, outputs: Tensor, batch: Any) -> Tensor:
