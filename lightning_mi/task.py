@@ -19,7 +19,7 @@ from .batch import (
 from .calling import run_model
 from .errors import ArgumentError
 
-__all__ = ["Classification", "NextToken", "Regression", "Task"]
+__all__ = ["Classification", "NextToken", "Regression", "Task", "one_class_each"]
 
 IGNORED = -100
 """Label of a position or example that has none (torch's own convention)."""
@@ -160,6 +160,30 @@ class Task:
         return labels
 
 
+def one_class_each(labels: Tensor, count: int) -> Tensor:
+    """Return the class of each example, or refuse labels that are no classes.
+
+    Args:
+        labels: One for each example, in any shape.
+        count: Number of examples.
+
+    Returns:
+        Shape ``[example]``.
+
+    Raises:
+        ArgumentError: If there are more or fewer.
+    """
+    if labels.numel() != count:
+        raise ArgumentError.of(
+            "batch",
+            expected=f"one class for each of the {count} examples as labels",
+            got=f"labels of shape {tuple(labels.shape)}",
+            do="For probabilities or several classes write a Task whose loss returns one number "
+            "for each example.",
+        )
+    return labels.reshape(count)
+
+
 class Classification(Task):
     """One class for each example; the loss is the cross-entropy in nats.
 
@@ -177,12 +201,12 @@ class Classification(Task):
         Returns:
             Shape ``[example]``, nats.
         """
-        labels = self.required_labels(batch)
+        labels = one_class_each(self.required_labels(batch), len(outputs))
         if outputs.ndim == 1 or outputs.shape[-1] == 1:
             logit = outputs.reshape(len(outputs))
-            target = labels.reshape(len(outputs)).to(logit.dtype)
+            target = labels.to(logit.dtype)
             return F.binary_cross_entropy_with_logits(logit, target, reduction="none")
-        return F.cross_entropy(outputs, labels.reshape(len(outputs)).long(), reduction="none")
+        return F.cross_entropy(outputs, labels.long(), reduction="none")
 
 
 class Regression(Task):

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 from lightning_mi import (
     ArgumentError,
@@ -21,6 +22,7 @@ from lightning_mi import (
     infer_task,
 )
 from lightning_mi.calling import run_model
+from lightning_mi.influence import Objective, influence_scores
 from lightning_mi.task import IGNORED
 
 V, T = 11, 6
@@ -362,3 +364,14 @@ def test_losses_do_not_depend_on_padding() -> None:
         mask = F.pad(torch.ones_like(IDS), sides)
         batch = {"input_ids": F.pad(IDS, sides), "attention_mask": mask}
         torch.testing.assert_close(task.loss(task.outputs(model, batch), batch), expected)
+
+
+def test_labels_that_are_no_classes_are_refused() -> None:
+    model, batch = nn.Linear(5, 3), (torch.randn(4, 5), torch.rand(4, 3))
+    message = r"batch: expected one class for each of the 4 examples .* shape \(4, 3\)"
+    with pytest.raises(ArgumentError, match=message):
+        Classification().loss(model(batch[0]), batch)
+    data = TensorDataset(*batch)
+    for solver in ("exact", "ekfac"):
+        with pytest.raises(ArgumentError, match="one class for each"):
+            influence_scores(model, Objective(Classification()), data, data, solver=solver)

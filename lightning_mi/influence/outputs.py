@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..target import Loss, Target
-from ..task import IGNORED, Classification, NextToken, Task
+from ..task import IGNORED, Classification, NextToken, Task, one_class_each
 from .objective import Objective, turned
 from .point import at_least_single, wide
 
@@ -59,7 +59,7 @@ def slope_of_loss(task: Task, outputs: Tensor, batch: Any) -> Tensor:
         Shaped like the outputs.
     """
     if _is_classifier(task, outputs):
-        labels = task.required_labels(batch).reshape(len(outputs)).long()
+        labels = one_class_each(task.required_labels(batch), len(outputs)).long()
         return _beyond_labels(outputs, labels, labels != IGNORED)
     if isinstance(task, NextToken) and _own_loss(task) and outputs.ndim == 3:
         labels = task.labels(batch)
@@ -168,7 +168,7 @@ def _counted(task: Task, outputs: Tensor, batch: Any) -> Tensor:
     labels = task.labels(batch)
     if labels is None:
         return outputs.new_ones(len(outputs))
-    return (labels.reshape(len(outputs)) != IGNORED).to(outputs.dtype)
+    return (one_class_each(labels, len(outputs)) != IGNORED).to(outputs.dtype)
 
 
 def _class_columns(outputs: Tensor, counted: Tensor) -> list[Tensor]:
