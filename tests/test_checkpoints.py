@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,11 +165,10 @@ def test_bare_weights_take_their_step_from_the_name(tmp_path: Path, name: str, s
 # -------------------------------------------------------------------- what Lightning saves
 
 
-@pytest.mark.parametrize("package", ["pytorch_lightning", "lightning.pytorch"])
-def test_checkpoints_of_lightning(tmp_path: Path, package: str) -> None:
-    pl = pytest.importorskip(package)
+def module_of(pl: Any, rate: float = 0.1, optimized: Callable[[Any], Any] = lambda o: o) -> Any:
+    """Return a linear classifier; what its optimizer comes with is made of the optimizer."""
 
-    class Module(pl.LightningModule):
+    class Module(pl.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.net = nn.Linear(3, 2)
@@ -178,18 +177,31 @@ def test_checkpoints_of_lightning(tmp_path: Path, package: str) -> None:
             return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
         def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), 0.1)
+            return optimized(torch.optim.SGD(self.parameters(), rate))
 
-    module, live = Module(), []
+    return Module()
+
+
+def fit(pl: Any, module: Any, callback: Any, folder: Path, *, steps: int) -> None:
     trainer = pl.Trainer(
-        max_steps=3,
+        max_steps=steps,
         accelerator="cpu",
+        callbacks=[callback],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=tmp_path,
+        default_root_dir=folder,
     )
+    data = torch.utils.data.TensorDataset(*BATCH)
+    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=2))
+
+
+@pytest.mark.parametrize("package", ["pytorch_lightning", "lightning.pytorch"])
+def test_checkpoints_of_lightning(tmp_path: Path, package: str) -> None:
+    pl = pytest.importorskip(package)
+
+    module, live = module_of(pl), []
 
     class Saver(pl.Callback):
         def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
@@ -197,11 +209,9 @@ def test_checkpoints_of_lightning(tmp_path: Path, package: str) -> None:
             trainer.save_checkpoint(tmp_path / f"step={step}.ckpt")
             live.extend(measure(module, Facts(), batch=BATCH, step=step))
 
-    trainer.callbacks.append(Saver())
-    data = torch.utils.data.TensorDataset(*BATCH)
-    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=2))
+    fit(pl, module, Saver(), tmp_path, steps=3)
     # The fitted module, a fresh one, and the bare network behind a prefix.
-    for index, model in enumerate((module, Module(), nn.Linear(3, 2))):
+    for index, model in enumerate((module, module_of(pl), nn.Linear(3, 2))):
         run = sweep(tmp_path, model, Facts(), batch=BATCH, run=tmp_path / f"run{index}")
         found = run.records("facts/mean")
         expected = [r for r in live if r.name == "facts/mean"]
@@ -232,32 +242,12 @@ def test_rates_are_those_of_the_step_before_the_scheduler_moved_on(
 ) -> None:
     pl = pytest.importorskip(package)
 
-    class Module(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = nn.Linear(3, 2)
-
-        def training_step(self, batch: Any, index: int) -> Any:
-            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-        def configure_optimizers(self) -> Any:
-            optimizer = torch.optim.SGD(self.parameters(), 0.5)
-            scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
-            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+    def halved(optimizer: torch.optim.Optimizer) -> Any:
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     saver = ScheduledCheckpoint(tmp_path, every_n_train_steps=1)
-    trainer = pl.Trainer(
-        max_steps=4,
-        accelerator="cpu",
-        callbacks=[saver],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
-    data = torch.utils.data.TensorDataset(*BATCH)
-    trainer.fit(Module(), torch.utils.data.DataLoader(data, batch_size=2))
+    fit(pl, module_of(pl, 0.5, halved), saver, tmp_path, steps=4)
     rates = [Checkpoint.load(p).learning_rates for p in saver.paths]
     assert [r["net.weight"] for r in rates] == [0.5, 0.5, 0.5, 0.25, 0.25]  # steps 0 to 4
     assert saver.state_dict() == {}
