@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from ..batch import batch_size
+from ..checks import counted
 from ..errors import ArgumentError
 from ..influence import TracIn
 from ..influence.during_factors import TrainingFactors
 from ..influence.during_measured import FACTORS, TrainingInfluence
 from ..influence.during_ranking import ranking_change
 from ..influence.queries import Question
-from ..influence.trajectory import check_count
 from ..influence.trajectory_rates import RATES, step_rates
 from ..measurement import IndexedData, measure
 from ..progress import quiet
@@ -124,7 +124,7 @@ class InfluenceMonitor(MeasurementMonitor):
     ) -> None:
         self._sampled = candidates is None
         every = GATHER_EVERY.get(method, 1) if gather_every is None else gather_every
-        check_count("gather_every", every, least=1)
+        counted("gather_every", every, 1)
         self._gather_every = every
         self._factors: TrainingFactors | None = None
         self._watching: tuple[ExitStack, int] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..checks import counted
 from .asking import everything, slope
 from .baselines import Keep, baseline_point, for_each
 from .entry import Entry
@@ -116,7 +116,4 @@ def check_count(argument: str, count: int, least: int = 1) -> None:
     Raises:
         ArgumentError: If it is no whole number of at least ``least``.
     """
-    if not isinstance(count, int) or isinstance(count, bool) or count < least:
-        raise ArgumentError.of(
-            argument, expected=f"an int of at least {least}", got=repr(count), do="Pass more."
-        )
+    counted(argument, count, least, "Pass more.")

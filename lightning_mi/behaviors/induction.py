@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..behavior import Behavior
 from ..characteristic import Characteristic
+from ..checks import counted
 from ..errors import ArgumentError
 from .copying import Blocks, Corruption, copied, distance, partners, shown_of
 from .metrics import Metric
@@ -57,11 +58,7 @@ class RepeatedTokens:
         """Check the numbers."""
         object.__setattr__(self, "special", tuple(int(i) for i in self.special))
         for name, least in (("length", 2), ("repeats", 2), ("sequences", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ArgumentError.of(
-                    name, expected=f"an int of at least {least}", got=repr(value), do="Change it."
-                )
+            counted(name, getattr(self, name), least)
 
     @property
     def start(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ..checks import counted
 from ..measurement import Context
 from ..record import Reading
 from ..target import TargetOption
@@ -17,7 +18,6 @@ from .queries import QueryLike, queries_of
 from .scores import Job
 from .shown import shown_panels
 from .solvers import Solver
-from .trajectory import check_count
 
 __all__ = ["InfluenceFunction"]
 
@@ -64,8 +64,8 @@ class InfluenceFunction:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_count("queries", self.queries, least=1)
-        check_count("top", self.top, least=0)
+        counted("queries", self.queries, 1)
+        counted("top", self.top)
 
     def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.

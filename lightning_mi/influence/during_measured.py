@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checks import counted
 from ..errors import ArgumentError
 from ..measurement import Context
 from ..record import Reading
@@ -23,7 +24,7 @@ from .result import InfluenceScores
 from .scores import shares_of_queries
 from .shown import shown_panels
 from .solvers import NOT_COMPUTED
-from .trajectory import check_count, firing_cost
+from .trajectory import firing_cost
 
 __all__ = ["FACTORS", "TrainingInfluence"]
 
@@ -69,8 +70,8 @@ class TrainingInfluence:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_count("queries", self.queries, least=1)
-        check_count("top", self.top, least=0)
+        counted("queries", self.queries, 1)
+        counted("top", self.top)
         if self.method not in ("kfac", "ekfac"):
             raise ArgumentError.of(
                 "method", expected='"kfac" or "ekfac"', got=repr(self.method), do="Choose one."

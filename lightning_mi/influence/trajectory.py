@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..checks import counted
 from ..errors import ArgumentError
 from ..isolation import untouched
 from ..measurement import Context, IndexedData
@@ -171,8 +172,8 @@ class TracIn:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_count("queries", self.queries, least=1)
-        check_count("top", self.top, least=0)
+        counted("queries", self.queries, 1)
+        counted("top", self.top)
 
     def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.
@@ -279,23 +280,6 @@ def _no_optimizer() -> Rates:
         got="none: this model is not being trained",
         do="Use InfluenceMonitor, or tracin(checkpoints, …) where they hold optimizer states.",
     )
-
-
-def check_count(argument: str, value: int, *, least: int) -> None:
-    """Refuse a number that is too small.
-
-    Args:
-        argument: Its name.
-        value: The number.
-        least: The smallest that will do.
-
-    Raises:
-        ArgumentError: If it is smaller, or no int.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ArgumentError.of(
-            argument, expected=f"an int of at least {least}", got=repr(value), do="Change it."
-        )
 
 
 @dataclass(frozen=True, eq=False)

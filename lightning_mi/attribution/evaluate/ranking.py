@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import ArgumentError
+from ...checks import counted
 from ..drifting import Drift, drift
 from .stage import Stage
 
@@ -163,8 +163,4 @@ def check_counts(**numbers: int) -> None:
         ArgumentError: If one is too small or no int.
     """
     for name, value in numbers.items():
-        least = 0 if name in ("draws", "seed") else 1
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ArgumentError.of(
-                name, expected=f"an int of at least {least}", got=repr(value), do="Pass an int."
-            )
+        counted(name, value, 0 if name in ("draws", "seed") else 1, "Pass an int.")

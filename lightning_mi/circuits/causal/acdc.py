@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ...anatomy import Anatomy
 from ...behavior import BehaviorLike
+from ...checks import within
 from ...errors import ArgumentError
 from ...task import Task
 from .bench import Ablation, on_bench
-from .checks import within
 from .circuit import Circuit
 from .edges import coinciding
 

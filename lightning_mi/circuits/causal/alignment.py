@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ...anatomy import Anatomy
 from ...behavior import Behavior, BehaviorLike, as_behavior
+from ...checks import counts, share_of, within
 from ...errors import ArgumentError
 from ...isolation import frozen, untouched
 from ...nodes import Logits, Reader
 from ...record import Panel, scalar
 from ...task import Task
 from .along import require_gradient
-from .checks import counts, share_of, within
 from .edges import Direction
 from .estimates import Estimate
 from .exchange import Exchange, SubspacePart

@@ -18,6 +18,7 @@ from ...attention import Site
 from ...attention.site import grouped_product, widened
 from ...batch import main_input
 from ...behavior import BehaviorLike, as_behavior
+from ...checks import counted
 from ...errors import ArgumentError
 from ...isolation import frozen, untouched
 from ...measurement import Context
@@ -424,10 +425,7 @@ def _check(question: object, what: str, corrections: Sequence[str], verify: int)
             got=f'"qk" for {what!r}',
             do='Choose what="q" or what="k", or leave it out.',
         )
-    if isinstance(verify, bool) or not isinstance(verify, int) or verify < 0:
-        raise ArgumentError.of(
-            "verify", expected="an int of at least 0", got=repr(verify), do="0 verifies none."
-        )
+    counted("verify", verify, do="0 verifies none.")
     refuse_rank(question, do="Choose LogitDifference, or activation_patching.")
 
 

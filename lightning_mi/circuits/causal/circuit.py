@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from ...anatomy import Anatomy
 from ...behavior import BehaviorLike
+from ...checks import counted, within
 from ...errors import ArgumentError
 from ...record import Panel, plain
 from ...task import Task
 from .bench import Ablation, Bench, on_bench
-from .checks import counted, within
 from .drawing import drawn
 from .edges import EdgeScores, coinciding
 from .extraction import greedy
@@ -165,7 +165,8 @@ class Circuit:
         """
         own = self.mask
         keys = self._keys().masked_fill(own, float("inf"))
-        more = greedy(self.graph, keys, int(own.sum()) + counted("count", count)) & ~own
+        size = int(own.sum()) + counted("count", count, do="It counts edges.")
+        more = greedy(self.graph, keys, size) & ~own
         return dataclasses.replace(self, edges=(*self.edges, *self.graph.edges(more)))
 
     def shrink(self, count: int = 1) -> Circuit:
@@ -182,7 +183,7 @@ class Circuit:
         """
         keys = self._keys()
         order = sorted(self.edges, key=lambda e: float(keys[self.graph.index(e)]))
-        left = self.without(order[: counted("count", count)])
+        left = self.without(order[: counted("count", count, do="It counts edges.")])
         kept = self.graph.connected(left.mask)
         loose = [e for e in left.edges if not kept[self.graph.index(e)]]
         return left.without(loose)

@@ -8,11 +8,11 @@ from torch import nn
 
 from ...anatomy import Anatomy
 from ...behavior import Behavior, BehaviorLike, as_behavior
+from ...checks import counted, counts, share_of
 from ...measurement import Context
 from ...record import Reading
 from ...task import Task
 from .bench import Ablation
-from .checks import counted, counts, share_of
 from .circuit import Circuit
 from .edges import edge_attribution
 from .judge import Judge
@@ -75,7 +75,7 @@ class CircuitScorecard:
         counts({name: getattr(self, name) for name in names})
         share_of("share", self.share)
         if self.n_edges is not None:
-            counted("n_edges", self.n_edges)
+            counted("n_edges", self.n_edges, do="It counts edges.")
 
     def __call__(self, model: nn.Module, context: Context) -> Reading:
         """Measure.

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ...anatomy import Anatomy
 from ...behavior import BehaviorLike
+from ...checks import within
 from ...errors import ArgumentError
 from ...task import Task
 from .bench import Ablation, on_bench
-from .checks import within
 from .estimates import interval
 from .extraction import strongest
 from .scores import EdgeScores

@@ -15,6 +15,7 @@ from ...anatomy import Anatomy
 from ...anatomy.shared import shared_anatomy
 from ...attention.site import widened
 from ...behavior import Behavior, BehaviorLike, as_behavior
+from ...checks import counted
 from ...errors import ArgumentError, ModelError
 from ...isolation import frozen, untouched
 from ...measurement import Context
@@ -22,7 +23,6 @@ from ...record import Reading, scalar
 from ...target import Rank
 from ...task import Task
 from .along import add_edges, add_own_edges, path_of
-from .checks import counted
 from .graph import Graph
 from .scores import COINCIDE, Direction, EdgeScores, blank, coinciding
 from .streams import Wiring

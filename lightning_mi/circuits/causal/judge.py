@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ...anatomy import Anatomy
 from ...behavior import Behavior, BehaviorLike, as_behavior
+from ...checks import counts
 from ...task import Task
 from .bench import Ablation, on_bench
-from .checks import counts
 from .circuit import Circuit
 from .completeness import classes_of, completeness, marginals
 from .controls import Controls, controls_of, same_search

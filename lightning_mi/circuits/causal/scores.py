@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ...batch import fingerprint, main_input
 from ...behavior import Behavior
+from ...checks import counted, within
 from ...errors import ArgumentError
 from ...record import Panel
-from .checks import counted, within
 from .extraction import How, extract
 from .graph import Edge, Graph
 
@@ -104,7 +104,7 @@ class EdgeScores:
         Raises:
             ArgumentError: If the number is no int of at least 0.
         """
-        order = self.ranking(absolute=absolute)[: counted("count", count)]
+        order = self.ranking(absolute=absolute)[: counted("count", count, do="It counts edges.")]
         return [(edge, float(self.values[w, r])) for edge, (w, r) in order]
 
     def ranking(self, *, absolute: bool = True) -> list[tuple[Edge, tuple[int, int]]]:
@@ -164,7 +164,7 @@ class EdgeScores:
             )
         keys = self.effects.nan_to_num()
         size = (
-            float(counted("n_edges", n_edges))
+            float(counted("n_edges", n_edges, do="It counts edges."))
             if threshold is None
             else within("threshold", threshold, do="It is a share of the whole effect, say 0.01.")
         )

@@ -10,10 +10,10 @@ from torch import nn
 
 from ...anatomy import Anatomy
 from ...behavior import BehaviorLike
+from ...checks import within
 from ...errors import ArgumentError
 from ...task import Task
 from .bench import Ablation, on_bench
-from .checks import within
 from .extraction import How, extract
 from .scores import EdgeScores
 from .trial import Trial

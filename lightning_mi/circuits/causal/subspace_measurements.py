@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ...behavior import Behavior, BehaviorLike, as_behavior
+from ...checks import counts, share_of
 from ...errors import ArgumentError
 from ...isolation import frozen, untouched
 from ...measurement import Context
 from ...nodes import Logits, Reader, parse
 from ...record import Reading
 from .alignment import align, check_search
-from .checks import counts, share_of
 from .edges import Direction
 from .exchange import Exchange, SubspacePart
 from .places import named_part

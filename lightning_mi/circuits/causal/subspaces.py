@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ...anatomy import Anatomy
 from ...behavior import BehaviorLike, as_behavior
+from ...checks import counts
 from ...isolation import frozen, untouched
 from ...nodes import Logits, Reader
 from ...record import Panel, scalar
 from ...task import Task
-from .checks import counts
 from .edges import Direction
 from .estimates import Estimate
 from .exchange import Exchange, SubspacePart

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from numbers import Real
 
-from ...errors import ArgumentError
+from .errors import ArgumentError
 
 __all__ = ["counted", "counts", "share_of", "within"]
 
 
-def counted(argument: str, count: object, least: int = 0, do: str = "It counts edges.") -> int:
+def counted(argument: str, count: object, least: int = 0, do: str = "Change it.") -> int:
     """Return a whole number, or refuse what is none.
 
     Args:
